@@ -35,6 +35,9 @@ class ThreadComm(Comm):
     def sum(self, tensor: Tensor) -> Tensor:
         return torch.stack(self.gather(tensor)).sum(0).to(tensor.dtype)
 
+    def sum_(self, tensor: Tensor) -> Tensor:
+        return tensor.copy_(self.sum(tensor.clone()))  # another thread may still read what was given
+
     def max(self, tensor: Tensor) -> Tensor:
         return torch.stack(self.gather(tensor)).amax(0)
 

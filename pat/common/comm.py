@@ -27,15 +27,19 @@ class Comm:
     device: torch.device = torch.device("cpu")  # the device on which the backend reduces
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """Sum over ranks, on the tensor's own device."""
-        return self._reduce(tensor, dist.ReduceOp.SUM)
+        """A new tensor, on the given one's device: the sum over ranks."""
+        return self.sum_(tensor.clone())
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over ranks, in the tensor's own memory."""
+        return self._reduce_(tensor, dist.ReduceOp.SUM)
 
     def max(self, tensor: Tensor) -> Tensor:
-        """Maximum over ranks, on the tensor's own device."""
-        return self._reduce(tensor, dist.ReduceOp.MAX)
+        """A new tensor, on the given one's device: the maximum over ranks."""
+        return self._reduce_(tensor.clone(), dist.ReduceOp.MAX)
 
     def sum_on(self, owner: int, tensor: Tensor) -> Tensor:
-        """Sum over ranks, on rank `owner`; what the other ranks get means nothing."""
+        """Sum over ranks, on rank `owner`; what the other ranks get means nothing. The given tensor is used up."""
         if self.world_size == 1:
             return tensor
         moved = tensor.to(self.device, copy=False)
@@ -63,12 +67,12 @@ class Comm:
         dist.all_gather_object(items, item)
         return items
 
-    def _reduce(self, tensor: Tensor, op: Any) -> Tensor:
+    def _reduce_(self, tensor: Tensor, op: Any) -> Tensor:
         if self.world_size == 1:
             return tensor
         moved = tensor.to(self.device, copy=False)
         dist.all_reduce(moved, op=op)
-        return moved.to(tensor.device)
+        return tensor if moved is tensor else tensor.copy_(moved)
 
 
 LOCAL = Comm()

@@ -260,9 +260,9 @@ def _spread(samples: Dataset, limit: int | None) -> Dataset:
     return samples if few is None else samples.select(few)
 
 
-def _few(of: int, limit: int | None) -> np.ndarray | None:
+def _few(total: int, limit: int | None) -> np.ndarray | None:
     """The numbers of at most `limit` of `total` samples; None: all."""
-    return None if limit is None or limit >= of else _evenly(limit, of)
+    return None if limit is None or limit >= total else _evenly(limit, total)
 
 
 def _evenly(count: int, of: int) -> np.ndarray:

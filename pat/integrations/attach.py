@@ -26,7 +26,7 @@ from torch import nn
 from pat.common.comm import Comm
 from pat.integrations import samples as samples_
 from pat.integrations import saved
-from pat.integrations.groups import follow, split_groups, split_in_place
+from pat.integrations.groups import follow, give_back_decay, note_decay, split_groups, split_in_place
 from pat.integrations.settings import Settings
 from pat.integrations.waiting import await_initialize
 from pat.pruning.calibration.journal import Journals
@@ -132,8 +132,7 @@ class Pruning:
         """Take the model's engine, and add the pruner to its step, save and load."""
         _check_optimizer(engine.basic_optimizer)
         self.engine, self._undo = engine, _nothing
-        for group in engine.basic_optimizer.param_groups:
-            group["base_weight_decay"] = group["weight_decay"]
+        note_decay(engine.basic_optimizer.param_groups)
         self._plain = {name: getattr(engine, name) for name in ("step", "save_checkpoint", "load_checkpoint")}
         engine.step, engine.save_checkpoint, engine.load_checkpoint = self._step, self._save, self._load
         if self.num_steps is not None:
@@ -184,16 +183,20 @@ class Pruning:
         if self.pruner is None:
             raise ValueError("the pruner does not know the number of steps: give attach num_steps, or call start")
         assert not args and not kwargs, "the pruner's step takes no arguments"
-        follow(engine.basic_optimizer.param_groups, self._origins)
+        groups = engine.basic_optimizer.param_groups
+        follow(groups, self._origins)
+        note_decay(groups)
         engine.step = self._plain["step"]  # the original step, which the pruner calls in its own
         try:
             self.stats = self.pruner.step(engine.global_steps)
         finally:
             engine.step = self._step
+            give_back_decay(groups)
         return None
 
     def _save(self, save_dir: str | Path, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
         tag = f"global_step{self.engine.global_steps}" if tag is None else str(tag)
+        note_decay(self.engine.basic_optimizer.param_groups)
         result = self._plain["save_checkpoint"](save_dir, tag, *args, **kwargs)
         if self.pruner is not None:
             saved.save(
@@ -205,7 +208,9 @@ class Pruning:
 
     def _load(self, load_dir: str | Path, *args: Any, **kwargs: Any) -> Any:
         saved.check(Path(load_dir), self.settings.config())
+        note_decay(self.engine.basic_optimizer.param_groups)
         result = self._plain["load_checkpoint"](load_dir, *args, **kwargs)
+        give_back_decay(self.engine.basic_optimizer.param_groups)  # earlier versions saved the pruner's own
         if result[0] is not None:
             self._loaded = Path(load_dir)
             if self.pruner is not None:

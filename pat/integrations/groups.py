@@ -1,4 +1,4 @@
-"""Param groups by pruner, and the learning-rate schedulers that were made when there were fewer of them.
+"""Param groups by pruner, and the schedulers that were made when there were fewer of them.
 
 A dense shadow is as long as the shard that it belongs to, so prunable weights get groups of their own. Groups that
 are split off come after all given ones, which keep their numbers. So a scheduler writes to the right groups even where
@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 _PER_GROUP = (
     "base_lrs", "_last_lr", "lr_lambdas", "min_lrs", "max_lrs", "base_momentums", "max_momentums",
 )  # fmt: skip
-_FOLLOWED = ("lr", "betas")  # what a scheduler changes in a group
+_FOLLOWED = ("lr", "betas", "weight_decay")  # what a scheduler, or the user's own code, changes in a group
 
 Groups = list[dict[str, Any]]
 
@@ -83,9 +83,21 @@ def extend_schedulers(
 
 
 def follow(groups: Groups, origins: Sequence[int]) -> None:
-    """Groups that were split off take the rate that a scheduler has set for their origin."""
+    """Groups that were split off take the rate and the weight decay that are set for their origin."""
     for group, number in zip(groups, origins, strict=True):
         origin = groups[origins.index(number)]
         for name in _FOLLOWED:
             if name in origin:
                 group[name] = origin[name]
+
+
+def note_decay(groups: Groups) -> None:
+    """Keep the user's weight decay for the pruner, which writes its own over it in a step."""
+    for group in groups:
+        group["base_weight_decay"] = group["weight_decay"]
+
+
+def give_back_decay(groups: Groups) -> None:
+    """Between steps the weight decay of a group is the user's, who may change it."""
+    for group in groups:
+        group["weight_decay"] = group["base_weight_decay"]

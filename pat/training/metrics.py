@@ -136,5 +136,5 @@ class Window:
 
     def _totals(self) -> tuple[float, float]:
         """(mean of the finite losses, tokens) over all ranks. Collective."""
-        loss, finite, tokens = self.world.sum(self.sums.clone()).tolist()
+        loss, finite, tokens = self.world.sum(self.sums).tolist()
         return loss / finite if finite else float("inf"), tokens

@@ -216,13 +216,16 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/pruning/gates/__init__.py": [
-        ("torch.lerp(evidence, score, decay)", "torch.lerp(score, evidence, decay)", "average with decay swapped"),
+        (
+            "torch.lerp(evidence, score, self.decay)",
+            "torch.lerp(score, evidence, self.decay)",
+            "average with decay swapped",
+        ),
         ("if self.fade < 1:", "if self.fade < 0:", "a fade of 0 divides by zero"),
         ("if not self.lr > 0:", "if self.lr < 0:", "a rate of 0 is accepted"),
-        ("if not 0.0 <= decay < 1.0:", "if not 0.0 <= decay <= 1.0:", "a decay of 1 is accepted"),
+        ("if not 0.0 <= self.decay < 1.0:", "if not 0.0 <= self.decay <= 1.0:", "a decay of 1 is accepted"),
     ],
     "pat/pruning/gates/activation.py": [
-        ("score, evidence, self.decay", "evidence, score, self.decay", "activation average swapped"),
         ("comparable: ClassVar[bool] = False", "comparable: ClassVar[bool] = True", "scores of kinds compared"),
     ],
     "pat/pruning/gates/fisher.py": [
@@ -251,7 +254,6 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("return score - evidence", "return -evidence", "structured movement forgets"),
     ],
     "pat/pruning/gates/similarity.py": [
-        ("score, evidence, self.decay", "score, 1.0 - evidence, self.decay", "similar layers are kept"),
         ("pooled_only: ClassVar[bool] = True", "pooled_only: ClassVar[bool] = False", "similarity of neurons"),
     ],
     "pat/pruning/gates/smooth.py": [
@@ -759,7 +761,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
     ],
     "pat/pruning/calibration/probe.py": [
-        ("kind.completed(comm.sum(value))", "kind.completed(value)", "each rank calibrates on its own samples"),
+        ("kind.completed(comm.sum_(value))", "kind.completed(value)", "each rank calibrates on its own samples"),
         ("values[real[seen.tokens]]", "values", "padding counts in what goes into experts"),
     ],
     "pat/models/experts.py": [

@@ -374,9 +374,9 @@ REST: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("step = self.engine.global_steps - 1\n", "step = self.engine.global_steps\n", "figures of the coming step"),
         (
-            '            group["base_weight_decay"] = group["weight_decay"]\n',
-            '            group["base_weight_decay"] = 0.0\n',
-            "no weight decay of masked weights",
+            "        note_decay(groups)\n        engine.step",
+            "        engine.step",
+            "a schedule of weight decay is ignored",
         ),
         ("        elif engine.global_steps:\n", "        elif False:\n", "a pruner that begins in the middle"),
     ],

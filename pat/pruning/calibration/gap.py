@@ -58,7 +58,7 @@ class GapProbe:
 
     def gap(self, comm: Comm, tokens: int) -> Gap:
         """The means over the tokens of all ranks. Collective."""
-        return Gap(comm.sum(self.cross) / tokens, comm.sum(self.mean) / tokens)
+        return Gap(comm.sum(self.cross).div_(tokens), comm.sum(self.mean).div_(tokens))
 
     def remove(self) -> None:
         """Take the hooks off."""

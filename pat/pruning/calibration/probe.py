@@ -146,5 +146,5 @@ class Probe:
 
 
 def _mean(comm: Comm, sums: Mapping[type[InputStatistic], Tensor], count: int) -> dict[type[InputStatistic], Tensor]:
-    """The means over all ranks. Collective."""
-    return {kind: kind.completed(comm.sum(value)).div_(count) for kind, value in sums.items()}
+    """The means over all ranks, in the sums' own memory. Collective."""
+    return {kind: kind.completed(comm.sum_(value)).div_(count) for kind, value in sums.items()}

@@ -39,9 +39,9 @@ def reconstruct(
     seed: int,
     stays: Mapping[str, Tensor] | None = None,  # by name, what is 0 where a weight is gone; shapes broadcast
 ) -> Iterator[tuple[str, Tensor]]:
-    """What is fitted, whole, fp32, as stored, one at a time: what is 0 in a matrix, or in `stays`, where rounding may
-    have left a little, stays 0. A layer that ends no
-    nearer at any of TRIES rates stays as it is, and a warning says so. Collective.
+    """What is fitted, whole, fp32, as stored, one at a time. What is 0 in a matrix stays 0, and so does what is 0 in
+    `stays`, where rounding may have left a little. A layer that ends no nearer at any of TRIES rates stays as it is,
+    and a warning says so. Collective.
 
     min over W of sum_n ||f_W(x_n) - y_n||^2 / (T H), f the layer, x_n its input in the model that is pruned below and
     y_n its output in the model as it was, by Adam with a rate that falls linearly from lr to 0. A step takes a

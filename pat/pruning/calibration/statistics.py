@@ -10,6 +10,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+NOTHING_GOES_IN = (
+    "all inputs are 0 on the calibration samples; exclude it (pruners.NAME.exclude), or give other samples "
+    "(data.calibration)"
+)
+
 
 class InputStatistic(ABC):
     """A sum over tokens: the walk collects it, adds it up over micro-batches and ranks, and divides by the tokens."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pat.common.factors import cholesky_, inverted_, solved_
-from pat.pruning.calibration.statistics import Gram, InputStatistic
+from pat.pruning.calibration.statistics import NOTHING_GOES_IN, Gram, InputStatistic
 from pat.pruning.criteria import Calibrated, choice_bytes
 
 FIRST_PENALTY = 0.1  # rho, with inputs scaled to a mean square of 1
@@ -150,7 +150,7 @@ def damped_(gram: Tensor, damping: float) -> Tensor:
     """(d, d) with damping * mean(diag) on the diagonal, in place. ValueError where nothing goes in at all."""
     mean = gram.diagonal().mean()
     if not mean > 0:
-        raise ValueError("all inputs are 0 on the calibration samples")
+        raise ValueError(NOTHING_GOES_IN)
     return added_(gram, damping * mean)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pat.pruning.calibration.statistics import InputStatistic, SquaredNorm
+from pat.pruning.calibration.statistics import NOTHING_GOES_IN, InputStatistic, SquaredNorm
 from pat.pruning.criteria import Calibrated
 
 
@@ -28,7 +28,7 @@ class Wanda(Calibrated):
     def prepare(self, inputs: Mapping[type[InputStatistic], Tensor]) -> Mapping[type[InputStatistic], Tensor]:
         """The inputs as they are. ValueError where all are 0, so that no weight is lower than another."""
         if not bool((inputs[SquaredNorm] > 0).any()):
-            raise ValueError("all inputs are 0 on the calibration samples")
+            raise ValueError(NOTHING_GOES_IN)
         return inputs
 
     def cut(

@@ -68,6 +68,25 @@ class Ranked(GateMethod, ABC):
 
 
 @dataclass(frozen=True)
+class Averaged(Ranked):
+    """S <- decay S + (1 - decay) E, the running mean of the evidence E."""
+
+    decay: float = 0.9  # decay of the running mean, per step; 0: only the current step counts
+
+    def __post_init__(self) -> None:
+        """Refuse a decay that forgets nothing."""
+        super().__post_init__()
+        if not 0.0 <= self.decay < 1.0:
+            raise ValueError(
+                f"gate.decay is {self.decay}, but must be at least 0 and below 1: 0 looks at the last step only."
+            )
+
+    def update(self, score: Tensor, evidence: Tensor) -> Tensor:
+        """The running mean with a step's evidence, (U,)."""
+        return torch.lerp(evidence, score, self.decay)
+
+
+@dataclass(frozen=True)
 class Learned(GateMethod, ABC):
     """A parameter a per unit, the logit of its keep probability, trained under the budget (structures.lagrangian).
 
@@ -163,14 +182,3 @@ class CalibratedGate(CalibrationSettings, GateMethod, ABC):
         count: int,  # of units that stay
     ) -> Fit:
         """The units that stay, and the weights and the bias that read them. ValueError where there is no such fit."""
-
-
-def moving_average(score: Tensor, evidence: Tensor, decay: float) -> Tensor:
-    """(U,) decay * S + (1 - decay) * E: the score S so far with a step's evidence E."""
-    return torch.lerp(evidence, score, decay)
-
-
-def check_decay(decay: float) -> None:
-    """ValueError unless 0 <= decay < 1."""
-    if not 0.0 <= decay < 1.0:
-        raise ValueError(f"gate.decay is {decay}, but must be at least 0 and below 1: 0 looks at the last step only.")

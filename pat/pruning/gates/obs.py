@@ -66,7 +66,7 @@ class Obs(CalibratedGate):
     def costs(
         self, weights: Tensor, features: int, inputs: Mapping[type[InputStatistic], Tensor], bias: bool
     ) -> Tensor:
-        """(u,) what removing each unit costs, given those removed before it, as a share of E||W (x - m)||^2."""
+        """(u,) what removing each unit costs, given those removed before it, as a share of tr(W H W^T)."""
         problem = Problem.of(inputs, bias, self.damping)
         wide, gram = weights.double(), problem.whole()
         size = sum(((wide[rows] @ gram) * wide[rows]).sum() for rows in strips(len(wide)))
@@ -121,7 +121,10 @@ class Problem:
         diagonal = gram.diagonal().double()
         size = (diagonal - mean.square() if centred else diagonal).mean()
         if not size > 0:
-            raise ValueError("all inputs are 0 on the calibration samples")
+            raise ValueError(
+                f"all inputs are 0{' or never change' * centred} on the calibration samples; give other samples "
+                "(data.calibration), or take another gate (taylor, magnitude)"
+            )
         return Problem(gram, mean, centred, damping * size)
 
     def whole(self) -> Tensor:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
-from pat.pruning.gates import Evidence, Ranked, check_decay, moving_average
+from pat.pruning.gates import Averaged, Evidence
 
 
 @dataclass(frozen=True)
-class Taylor(Ranked):
+class Taylor(Averaged):
     """S <- decay S + (1 - decay) mean over examples b of |dL_b/dz|.
 
     To first order, how much the loss L_b of an example changes when an open gate closes. An example is a row of a
@@ -20,15 +18,5 @@ class Taylor(Ranked):
     """
 
     name: str = "taylor"
-    decay: float = 0.9  # decay of the running mean, per step; 0: only the current step counts
 
     needs: ClassVar[Evidence] = "absolute_gradients"
-
-    def __post_init__(self) -> None:
-        """Refuse a decay that forgets nothing."""
-        super().__post_init__()
-        check_decay(self.decay)
-
-    def update(self, score: Tensor, evidence: Tensor) -> Tensor:
-        """The moving average of the mean |dL_b/dz|, (U,)."""
-        return moving_average(score, evidence, self.decay)

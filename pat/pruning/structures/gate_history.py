@@ -39,8 +39,8 @@ class GateHistory:
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
         """Go on from what was saved; checkpoints from before there was a history count as having had open gates."""
-        if "z_mean" in tensors:
-            self.mean, self.square = tensors["z_mean"].clone(), tensors["z_square"].clone()
+        ones = torch.ones_like(self.mean)
+        self.mean, self.square = (tensors.get(key, ones).clone() for key in self.tensors())
         self.steps = shared.get("steps", max(0, shared["begun"]))
 
 

@@ -96,15 +96,61 @@ class GateTraining(ABC):
         """Go on from what was saved."""
 
 
-class RankedTraining(GateTraining):
-    """Flags follow from scores, and z moves towards them by 1 / fade a step."""
-
-    def __init__(self, method: Ranked) -> None:
-        self.method = method
+class CutTraining(GateTraining):
+    """Nothing moves before the one cut, which leaves gates of 0 and 1."""
 
     def initial(self, ones: Tensor) -> Tensor:
         """0: there is no evidence yet."""
         return torch.zeros_like(ones)
+
+    def learns(self, phase: str) -> bool:
+        """Never: a cut measures for itself."""
+        return False
+
+    def advance(self, state: GateState, now: Moment, select: Callable[[], None] | None) -> None:
+        """All gates stay open."""
+
+    def gates(self, state: GateState, now: Moment) -> tuple[Tensor, Tensor]:
+        """An evaluation sees the gates of the step."""
+        return state.z, state.z
+
+    def evaluated(self, state: GateState, now: Moment) -> Tensor:
+        """The gates of the step."""
+        return state.z
+
+    def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
+        """No step has evidence."""
+        return {}
+
+    def kept(self, state: GateState, now: Moment) -> Tensor | None:
+        """A step moves no flag."""
+        return None
+
+    def scores(self, state: GateState) -> Tensor:
+        """The evidence."""
+        return state.score
+
+    def final(self, state: GateState) -> Tensor:
+        """1: what is kept is not scaled."""
+        return torch.ones_like(state.z)
+
+    def spread(self, state: GateState) -> dict[str, float] | None:
+        """None, as `final` is 1."""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """None: scores and gates are in the state."""
+        return {}
+
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Takes none: scores and gates are in the state."""
+
+
+class RankedTraining(CutTraining):
+    """Flags follow from scores, and z moves towards them by 1 / fade a step, until it is 0 or 1 as after a cut."""
+
+    def __init__(self, method: Ranked) -> None:
+        self.method = method
 
     def learns(self, phase: str) -> bool:
         """Every step before the hard phase."""
@@ -117,52 +163,10 @@ class RankedTraining(GateTraining):
         step = 1.0 / self.method.fade
         state.z = (state.z + (state.keep.float() - state.z).clamp(-step, step)).clamp(0.0, 1.0)
 
-    def gates(self, state: GateState, now: Moment) -> tuple[Tensor, Tensor]:
-        """(U,) z, in both."""
-        return state.z, state.z
-
-    def evaluated(self, state: GateState, now: Moment) -> Tensor:
-        """(U,) z."""
-        return state.z
-
     def learn(self, state: GateState, evidence: Tensor, now: Moment) -> dict[str, float]:
         """The method's own rule."""
         state.score = self.method.update(state.score, evidence)
         return {}
-
-    def kept(self, state: GateState, now: Moment) -> Tensor | None:
-        """A step moves no flag."""
-        return None
-
-    def scores(self, state: GateState) -> Tensor:
-        """The evidence."""
-        return state.score
-
-    def final(self, state: GateState) -> Tensor:
-        """All 1."""
-        return torch.ones_like(state.z)
-
-    def spread(self, state: GateState) -> dict[str, float] | None:
-        """None: kept gates are 1."""
-        return None
-
-    def tensors(self) -> dict[str, Tensor]:
-        """No more than the state."""
-        return {}
-
-    def load(self, tensors: dict[str, Tensor]) -> None:
-        """There is no more than the state."""
-
-
-class CutTraining(RankedTraining):
-    """Nothing moves before the one cut, which leaves gates of 0 and 1."""
-
-    def __init__(self) -> None:
-        """There is no soft phase to fade in."""
-
-    def learns(self, phase: str) -> bool:
-        """Never: scores are not learned."""
-        return False
 
 
 class LearnedTraining(GateTraining):

@@ -78,7 +78,7 @@ class StructurePruner:
         ones = self.units.ones()
         self.state = GateState(ones, ones.bool(), self.training.initial(ones))
         self.history = GateHistory(ones)
-        self.multiplied: Tensor | None = None  # (U,) z of the prepared soft step
+        self.multiplied: Tensor | None = None  # (U,) z of the prepared step; None: it is not soft
         self._evidence: Tensor | None = None  # (U,) of the step that is being applied
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
@@ -191,6 +191,7 @@ class StructurePruner:
     def _set_leaves(self, t: int) -> None:
         """What the hooks multiply by in step `t`: nothing while all gates are 1, unless their gradient is evidence."""
         state, phase = self.state, self.timeline.phase(t)
+        self.multiplied = None  # also where a load has gone back to before the soft phase
         if state.hardened:
             return
         if phase == "soft":

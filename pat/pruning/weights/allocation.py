@@ -27,7 +27,7 @@ from pat.pruning.calibration.back import Loss, Squares, squares
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import CHOICE
 
-REACH = 0.15  # a share differs from the target by at most this, and by half of what the target leaves
+REACH = 0.15  # a share differs from the target by at most this, the target itself, and half of what it leaves
 FLOOR = 0.05  # of the mean, added to an output's mean squared gradient: few samples tell little of the smallest
 DROPPED_BITS = 19  # of an fp32 number; the other bits of a positive one, exponent and 4 of its mantissa, are its bin
 SHARE = "share|"  # before the name of its matrix

@@ -180,7 +180,7 @@ def _cuts(
 def _cuts_at_once(
     method: Method,
     weighing: Weighing,
-    groups: Sequence[Sequence[str]],  # one of each of the first ranks
+    groups: Sequence[Sequence[str]],  # groups[r] is cut by rank r
     inputs: dict[str, Any],  # of this rank's matrices; those that are cut are taken out
     matrices: WholeMatrices,
     comm: Comm,

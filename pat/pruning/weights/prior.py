@@ -29,7 +29,7 @@ from pat.common.comm import Comm
 from pat.common.typed import floats
 from pat.models.experts import maps
 from pat.pruning.calibration.journal import Journal
-from pat.pruning.calibration.statistics import SquaredNorm
+from pat.pruning.calibration.statistics import NOTHING_GOES_IN, SquaredNorm
 from pat.pruning.calibration.walk import NotCalibrated, Walk, warn_of_unused
 from pat.pruning.scopes import Scope
 from pat.pruning.weights.kernels import masked_sum_of_squares
@@ -78,7 +78,7 @@ class Prior:
                 means = torch.stack([found[each][SquaredNorm] for each in several])
                 used = (means > 0).any(1)
                 if not used.any():
-                    raise NotCalibrated(f"{name} cannot be ranked by its inputs: all are 0 on the calibration samples")
+                    raise NotCalibrated(f"{name} cannot be ranked by its inputs: {NOTHING_GOES_IN}")
                 m = means.div(means[used].mean()).float()
                 m[~used] = 1.0
                 unused += [each for each, seen in zip(several, used, strict=True) if not seen]

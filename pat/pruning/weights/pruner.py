@@ -121,7 +121,7 @@ class WeightPruner:
     @property
     def calibration(self) -> Needs | None:
         """What has to be measured at a cut, or once for a prior; None: the criterion looks at no inputs."""
-        back = ranking.weighs(self.granularity, self.scope, self.criterion)
+        back = ranking.num_gradient_samples(self.granularity, self.scope, self.criterion)
         place = f"pruners.{self.name}.criterion"
         return calibrated.needs(place, self.criterion, apart(self.maps), back, self.routed)
 
@@ -202,7 +202,7 @@ class WeightPruner:
 
     def _weigh(self, t: int, target: float) -> Weighing:
         """What the loss's gradients say before a cut, where the criterion asks. Collective."""
-        if not ranking.weighs(self.granularity, self.scope, self.criterion):
+        if not ranking.num_gradient_samples(self.granularity, self.scope, self.criterion):
             return Weighing()
         assert self.back is not None, "Pruner.bind gives it"
         walk, batches, loss = self.back()

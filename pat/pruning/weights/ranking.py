@@ -57,7 +57,7 @@ def check_room(
             )
 
 
-def weighs(granularity: Granularity, scope: Scope, criterion: Criterion) -> int:
+def num_gradient_samples(granularity: Granularity, scope: Scope, criterion: Criterion) -> int:
     """On how many samples the loss's gradients are taken: none, where no outputs or matrices compete."""
     if not isinstance(criterion, Calibrated) or not granularity.competing or scope.of_rows:
         return 0

@@ -157,8 +157,7 @@ class ZeroLayout(ABC):
         for piece in pieces:
             copy_common(piece.data, piece.start, full, run.start)
         for start in range(0, len(run), CHUNK):
-            chunk = full[start : start + CHUNK]
-            chunk.copy_(self.world.sum(chunk))
+            self.world.sum_(full[start : start + CHUNK])
         return full
 
     def whole(self, name: str) -> Tensor:

@@ -140,6 +140,55 @@ def test_interrupted_it_is_the_run_of_pats_own_loop(folders: dict[str, Path], ki
     free(again)
 
 
+def test_weight_decay_follows_the_user_also_where_the_pruner_decays_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A schedule that writes to the groups that the user made, from the dense phase on and in the middle of a run; the
+    pruner's 0 of the soft phase is never seen there."""
+
+    def decay(t: int) -> float:
+        return 0.1 * (STEPS - t)
+
+    config = config_of()
+    ours = build(config)
+    for t in range(STEPS):
+        for group in ours.engine.basic_optimizer.param_groups:
+            group["weight_decay"] = group["base_weight_decay"] = decay(t) if group["base_weight_decay"] else 0.0
+        ours.run(t, t + 1)
+    expected = digest(ours)
+    discard(ours)
+
+    def follow(pruning: Pruning, start: int, stop: int) -> None:
+        for t in range(start, stop):
+            groups = pruning.engine.basic_optimizer.param_groups
+            for number in set(pruning._origins):
+                group = groups[pruning._origins.index(number)]
+                group["weight_decay"] = decay(t) if group["weight_decay"] else 0.0
+            run(pruning, config, t, t + 1)
+            assert {group["weight_decay"] for group in groups} == {0.0, decay(t)}
+
+    theirs = attached(config)
+    follow(theirs, 0, SAVED)
+    groups = theirs.engine.basic_optimizer.param_groups
+    for group in groups:
+        group["weight_decay"] *= 2  # as a callback between step and save does, once
+    theirs.engine.save_checkpoint(str(tmp_path / "now"))
+    with monkeypatch.context() as earlier:  # versions of pat whose 0 of the soft phase is in a checkpoint
+        earlier.setitem(Pruning._save.__globals__, "note_decay", lambda groups: None)
+        for group in groups:
+            group["weight_decay"] = 0.0
+        theirs.engine.save_checkpoint(str(tmp_path / "earlier"))
+    free(theirs)
+    for name in ("now", "earlier"):
+        again = attached(config)
+        again.engine.load_checkpoint(str(tmp_path / name))
+        loaded = {group["weight_decay"] for group in again.engine.basic_optimizer.param_groups}
+        assert loaded == {0.0, 2 * decay(SAVED - 1)}, name
+        follow(again, SAVED, STEPS)
+        assert found(again) == expected, name
+        free(again)
+
+
 @pytest.mark.parametrize("kind", [pytest.param("alps", marks=pytest.mark.slow), "obs"])
 def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str, tmp_path: Path) -> None:
     """On the same samples. The first batches that are enough are taken, and again at every cut; after the last nobody

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from pat.pruning import registry
+from pat.pruning.gates import CalibratedGate
 from pat.pruning.pruner import Pruner
 from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.pruner import WeightPruner
@@ -26,10 +27,10 @@ BUDGETS: list[dict[str, Any]] = [
 MODEL: list[Any] = []
 
 
-def structure_pruner(gate: str, budget: dict[str, Any], schedule: dict[str, Any]) -> Any:
+def structure_pruner(gate: str, budget: dict[str, Any], schedule: dict[str, Any], kind: str = "ffn") -> Any:
     if not MODEL:
         MODEL.append(small.model("llama"))
-    narrow = PrunerConfig(structures=["ffn"], gate=gate, budget=budget, schedule=schedule)
+    narrow = PrunerConfig(structures=[kind], gate=gate, budget=budget, schedule=schedule)
     pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__narrow=narrow))
     pruner.attach(MODEL[0])
     return pruner.structure_pruners[0]
@@ -65,6 +66,22 @@ def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dic
     )  # fmt: skip
     for t in range(STEPS):
         assert pruner.due(t) * final == pytest.approx(weight_pruner.target(t), abs=1e-9)
+
+
+@pytest.mark.parametrize("gate", registry.names("gate"))
+def test_every_training_takes_a_soft_step(gate: str) -> None:
+    """Would catch: one that is derived from another and lacks what that one works with."""
+    method = registry.build("gate", gate)
+    kind, cuts = "layers" if method.pooled_only else "ffn", isinstance(method, CalibratedGate)
+    budget = {"name": "shape", "keep": {kind: 2}, "multiple_of": 1, "hf_compatible": False}
+    pruner = structure_pruner(gate, budget, {"name": "one_shot", "start": START} if cuts else LINES["linear"], kind)
+    state, training, now = pruner.state, pruner.training, pruner._moment(START)
+    before = state.z.clone()
+    training.advance(state, now, None)
+    assert all(z.shape == before.shape for z in training.gates(state, now))
+    assert training.scores(state).shape == training.final(state).shape == before.shape
+    if cuts:
+        assert torch.equal(state.z, before) and not training.learns("dense") and training.kept(state, now) is None
 
 
 def test_an_initial_above_the_budget_is_refused_for_gates_too() -> None:

@@ -1,4 +1,4 @@
-"""Saved in the middle of a run and loaded into a fresh pruner: the same state, and then the same bits."""
+"""Saved in the middle of a run and loaded into a pruner, fresh or past it: the same state, and then the same bits."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 from pat.common.hashing import unpack_keep
 from pat.pruning import state_keys
 from pat.pruning.pruner import Pruner
+from pat.pruning.structures.gate_history import GateHistory
 from pat.schema import Config, PrunerConfig
 from tests import one_rank, planted
 from tests.planted import SMOOTHED, STEPS, Case
@@ -92,10 +93,11 @@ def answers(model: Any) -> Tensor:
     return found
 
 
+@pytest.mark.parametrize("past", [0, 7, STEPS], ids=["into a fresh one", "back from soft", "back from hard"])
 @pytest.mark.parametrize("at", [1, 5, 9], ids=["dense", "soft", "hard"])
 @pytest.mark.parametrize(("gate", "criterion"), [("taylor", "magnitude"), ("l0", "movement")])
-def test_a_loaded_pruner_goes_on_with_the_same_bits(gate: str, criterion: str, at: int) -> None:
-    """Would catch: anything that is not in the state, or that is not taken out of it."""
+def test_a_loaded_pruner_goes_on_with_the_same_bits(gate: str, criterion: str, at: int, past: int) -> None:
+    """Would catch: anything that is not in the state, that is not taken out of it, or that outlives a load."""
     case = CASES[gate]
     data = planted.micro_batches(case)
     model = planted.student(case)
@@ -110,8 +112,10 @@ def test_a_loaded_pruner_goes_on_with_the_same_bits(gate: str, criterion: str, a
     hashes, totals = pruner.hashes(), (pruner.totals.num_pruned, pruner.totals.sparsity)
     assert (totals[0] > 0) == (shared["weights"]["num_pruned"] + shared["gates"]["num_pruned"] > 0)
     fresh = planted.student(case)
-    fresh.load_state_dict(copy.deepcopy(model.state_dict()))
     other, loaded = one_rank.build(config(gate, criterion), fresh, planted.MICRO)
+    for t in range(past):
+        step(other, loaded, data[t], t)
+    fresh.load_state_dict(copy.deepcopy(model.state_dict()))
     other.optimizer.load_state_dict(copy.deepcopy(engine.optimizer.state_dict()))
     other.micro_steps, other.global_steps = engine.micro_steps, engine.global_steps
 
@@ -127,3 +131,12 @@ def test_a_loaded_pruner_goes_on_with_the_same_bits(gate: str, criterion: str, a
             assert torch.equal(mine, theirs), f"{name}, step {t}"
     loaded.check()
     loaded.check_finished()
+
+
+def test_gates_were_open_before_a_checkpoint_without_their_history() -> None:
+    """Would catch: means of a run that is undone."""
+    history = GateHistory(torch.ones(2))
+    history.add(torch.tensor([0.0, 0.5]), (0.9, 0.999))
+    history.load({}, {"begun": 3})
+    assert history.steps == 3
+    assert all(torch.equal(mean, torch.ones(2)) for mean in history.tensors().values())

@@ -174,8 +174,10 @@ def test_an_input_that_is_always_zero_goes_first_and_none_at_all_is_refused() ->
     gram[3], gram[:, 3] = 0, 0
     keep, found = cut(Alps(), weights, {Gram: gram}, choose())
     assert not keep[:, 3].any() and torch.isfinite(found).all()
-    with pytest.raises(ValueError, match="all inputs are 0"):
-        cut(Alps(), weights, {Gram: torch.zeros_like(gram)}, choose())
+    nothing = {Gram: torch.zeros_like(gram), SquaredNorm: torch.zeros(len(gram))}
+    for criterion in (Alps(), registry.build("criterion", "wanda")):
+        with pytest.raises(ValueError, match=r"all inputs are 0 .*; exclude it .*other samples \(data.calibration\)"):
+            cut(criterion, weights, nothing, choose())
 
 
 def test_rows_keep_exactly_their_share_and_of_equals_the_first() -> None:

@@ -142,8 +142,10 @@ def test_an_input_that_is_always_zero_goes_first_and_none_at_all_is_refused() ->
     constant = Obs().cut(weights, bias, 1, measured(x), None, 6)
     assert not constant.keep[[3, 5]].any(), "the bias takes over from an input that never changes"
     torch.testing.assert_close(constant.bias, bias + 2.0 * weights[:, 5], rtol=0.05, atol=0.05)
-    with pytest.raises(ValueError, match="all inputs are 0"):
-        Obs().cut(weights, None, 1, measured(torch.zeros_like(x)), None, 4)
+    still = measured(torch.ones_like(x))
+    for own_bias, inputs, words in ((None, measured(0.0 * x), "are 0 on"), (bias, still, "are 0 or never change on")):
+        with pytest.raises(ValueError, match=f"all inputs {words} .*; give other samples .*another gate"):
+            Obs().cut(weights, own_bias, 1, inputs, None, 4)
 
 
 @pytest.mark.parametrize("wrong", [{"damping": 0.0}, {"num_samples": 0}, {"repair": 2}])

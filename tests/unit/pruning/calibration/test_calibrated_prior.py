@@ -83,6 +83,16 @@ def test_evidence_and_prior_have_the_sizes_that_are_asked_for(transposed: bool) 
         assert c * float(squares.mean()) == pytest.approx(3.0 * float(score.square().mean().sqrt()), rel=2**-8)
 
 
+def test_a_matrix_into_which_nothing_goes_is_refused_with_what_to_do() -> None:
+    model = models.model("llama")
+    model.model.layers[1].mlp.up_proj.weight.data.zero_()
+    engine, pruner = one_rank.build(config(WANDA, "matrix", AT_ONCE, params=["all-linear"]), model)
+    pruner.samples = lambda number: batches()
+    engine.backward(engine(**batches()[0]).loss)
+    with pytest.raises(ValueError, match=r"layers.1.mlp.down_proj.weight cannot be ranked .* 0 .*; exclude it"):
+        pruner.step(0)
+
+
 def test_what_was_measured_is_resumed_and_gone_when_hard() -> None:
     """In the soft phase: the same bits as the undisturbed run, without a sample."""
 

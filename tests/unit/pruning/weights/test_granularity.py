@@ -212,7 +212,7 @@ class Pattern(NOfM):
 def test_what_can_rank_it_is_asked_of_the_granularity_and_not_of_its_name() -> None:
     alone = Alps(gradient_samples=0)
     ranking.check_scope("pruners.w", Global(), Pattern(n=1, m=2), alone, ())
-    assert ranking.weighs(Pattern(n=1, m=2), Global(), Alps()) == 0  # no matrices compete: no gradients
+    assert ranking.num_gradient_samples(Pattern(n=1, m=2), Global(), Alps()) == 0  # no matrices compete: no gradients
     with pytest.raises(ValueError, match="says nothing across matrices"):
         ranking.check_scope("pruners.w", Global(), Block(rows=1, cols=2), alone, ())
     with pytest.raises(ValueError, match="granularity block has units of its own"):
