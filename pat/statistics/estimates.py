@@ -39,9 +39,10 @@ def mean(
     seed: int = 0,
     units: Units = None,
 ) -> Estimate:
-    """Sum w x / sum w, with the bootstrap's interval (Efron 1987, BCa). ValueError for none or for infinite ones.
+    """Sum w x / sum w, with its interval. ValueError for none or for infinite ones.
 
-    Where outcomes are 0 or 1, and all units have the same, resamples show nothing else: the interval is `of_equal`'s.
+    The interval: `of_share` where each unit's outcomes are all 0 or all 1 and units weigh the same; `of_equal` where
+    outcomes are 0 or 1 and all units have the same mean; else the bootstrap's (Efron 1987, BCa).
     """
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -56,7 +57,22 @@ def mean(
         return Estimate(n, value, *of_equal(float(x[0]), w, confidence))
     if x.size < 2:
         return Estimate(n, value)
+    if yes_or_no and binary(x) and np.ptp(w) <= EQUAL * w[0]:
+        return Estimate(n, value, *of_share(int(x.sum()), x.size, confidence))
     return Estimate(n, value, *interval(x, w, confidence, seed))
+
+
+def of_share(right: int, n: int, confidence: float) -> tuple[float, float]:
+    """The exact interval of a share of which right of n are seen, by scipy.
+
+        from B(alpha/2; right, n - right + 1) to B(1 - alpha/2; right + 1, n - right)    B: quantiles of beta
+
+    It covers at least `confidence` of any share and reaches 0 or 1 only where all are wrong or right. A bootstrap's
+    ends at 1 though 2 of 951 are wrong; Wilson's covers 84 % in place of 95 where the share is near 0 or 1. Source:
+    Clopper & Pearson 1934.
+    """
+    found = scipy.stats.binomtest(right, n).proportion_ci(confidence, method="exact")
+    return float(found.low), float(found.high)
 
 
 def of_places(
