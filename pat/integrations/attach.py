@@ -190,8 +190,8 @@ class Pruning:
         try:
             self.stats = self.pruner.step(engine.global_steps)
         finally:
-            engine.step = self._step
             give_back_decay(groups)
+            engine.step = self._step
         return None
 
     def _save(self, save_dir: str | Path, tag: Any = None, *args: Any, **kwargs: Any) -> Any:

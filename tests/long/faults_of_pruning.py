@@ -804,7 +804,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
             "method.sparsity, method.scope)",
             "each matrix meets the target by itself",
         ),
-        ("        layer.refresh(layer.parameters)\n", "", "the uncut layer is fitted"),
+        ("            layer.refresh(layer.parameters)\n", "", "the uncut layer is fitted"),
         (
             "if expert_of(name) is not None and _is_zero(",
             "if False and _is_zero(",

@@ -83,129 +83,120 @@ class Method:
     seed: int
 
 
-def cut(
-    method: Method,
-    weighing: Weighing,
-    walk: Walk,
-    matrices: WholeMatrices,
-    journal: Journal,
-    removed: Collection[str] = (),  # matrices that gates have removed whole
-) -> None:
-    """Layer by layer, choose weights by the inputs of their matrices and let the survivors take over. Layers in the
-    journal of an earlier start are read from it. Writes flags and weights into the shards. Collective."""
-    for layer in walk:
-        known = journal.known(layer)
-        if known is None:
-            _cut_layer(method, weighing, layer, matrices, journal, removed)
-            journal.write(layer)
-            continue
-        for name, values in known:
-            if name.startswith(KEEP):
-                matrices.mark(name.removeprefix(KEEP), values)
-            else:
-                matrices.fit(name, values)
+@dataclass(frozen=True)
+class Cutter:
+    """Cuts matrices by what goes into them."""
 
+    method: Method
+    weighing: Weighing
+    matrices: WholeMatrices
 
-def _cut_layer(
-    method: Method,
-    weighing: Weighing,
-    layer: Layer,
-    matrices: WholeMatrices,
-    journal: Journal,
-    removed: Collection[str],
-) -> None:
-    """Into the shards and the journal. Collective."""
-    criterion = method.criterion
-    own = [name for name in matrices.shapes if name.startswith(f"{layer.name}.")]
-    for name in matrices.maps([name for name in own if name in removed]):
-        flags = matrices.turned(name, _by_size(method, method.sparsity, name, matrices)[0])
-        matrices.mark(name, flags)
-        journal.put(KEEP + name, flags.bool())
-    names = matrices.maps([name for name in own if name not in removed])
-    if not names:
-        return
-    if criterion.reconstruct:
-        layer.behind()  # while the layer has the weights that it came with, no copy of it is needed
-    for name, made in _cuts(method, weighing, layer, names, matrices):
-        flags, values = (matrices.turned(name, each) for each in made)
-        matrices.mark(name, flags)
-        matrices.fit(name, values)
-        journal.put(KEEP + name, flags.bool())
-        journal.put(name, values)
-    if criterion.reconstruct:
-        layer.refresh(layer.parameters)
-        settings = criterion.reconstruct, criterion.reconstruct_lr, method.seed
-        for name, fitted in reconstruct(layer, names, *settings):
-            matrices.fit(name, fitted)
-            journal.put(name, fitted)
+    def cut(
+        self,
+        walk: Walk,
+        journal: Journal,
+        removed: Collection[str] = (),  # matrices that gates have removed whole
+    ) -> None:
+        """Layer by layer, choose weights by the inputs of their matrices and let the survivors take over. Layers in the
+        journal of an earlier start are read from it. Writes flags and weights into the shards. Collective."""
+        for layer in walk:
+            known = journal.known(layer)
+            if known is None:
+                self._cut_layer(layer, journal, removed)
+                journal.write(layer)
+                continue
+            for name, values in known:
+                if name.startswith(KEEP):
+                    self.matrices.mark(name.removeprefix(KEEP), values)
+                else:
+                    self.matrices.fit(name, values)
 
+    def _cut_layer(self, layer: Layer, journal: Journal, removed: Collection[str]) -> None:
+        """Into the shards and the journal. Collective."""
+        criterion, matrices = self.method.criterion, self.matrices
+        own = [name for name in matrices.shapes if name.startswith(f"{layer.name}.")]
+        for name in matrices.maps([name for name in own if name in removed]):
+            flags = matrices.turned(name, self._by_size(self.method.sparsity, name)[0])
+            matrices.mark(name, flags)
+            journal.put(KEEP + name, flags.bool())
+        names = matrices.maps([name for name in own if name not in removed])
+        if not names:
+            return
+        if criterion.reconstruct:
+            layer.behind()  # while the layer has the weights that it came with, no copy of it is needed
+        for name, made in self._cuts(layer, names):
+            flags, values = (matrices.turned(name, each) for each in made)
+            matrices.mark(name, flags)
+            matrices.fit(name, values)
+            journal.put(KEEP + name, flags.bool())
+            journal.put(name, values)
+        if criterion.reconstruct:
+            layer.refresh(layer.parameters)
+            settings = criterion.reconstruct, criterion.reconstruct_lr, self.method.seed
+            for name, fitted in reconstruct(layer, names, *settings):
+                matrices.fit(name, fitted)
+                journal.put(name, fitted)
 
-def _by_size(method: Method, share: float, name: str, matrices: WholeMatrices) -> _Cut:
-    """Where nothing is known of the inputs: to this share the smallest weights, which in a matrix of zeros are any.
-    Collective."""
-    weights = matrices.weights(name)
-    keep = chooser(name, method.granularity, share, method.scope)(weights.abs())
-    return keep.to(torch.uint8), weights.mul_(keep)
+    def _by_size(self, share: float, name: str) -> _Cut:
+        """Where nothing is known of the inputs: to this share the smallest weights, which in a matrix of zeros are any.
+        Collective."""
+        weights = self.matrices.weights(name)
+        keep = chooser(name, self.method.granularity, share, self.method.scope)(weights.abs())
+        return keep.to(torch.uint8), weights.mul_(keep)
 
+    def _cuts(
+        self,
+        layer: Layer,
+        names: Sequence[str],  # matrices of the layer
+    ) -> Iterator[tuple[str, _Cut]]:
+        """The cut of every matrix of a layer. Matrices with the same inputs are cut by one rank, which then alone keeps
+        these inputs' statistics; as many ranks work at once as there are different inputs. Collective."""
+        comm = layer.walk.comm
+        inputs = layer.collect({name: self.method.criterion.statistics for name in names})
+        layer.let_go()
+        unused = [name for name in names if expert_of(name) is not None and _is_zero(inputs[name])]
+        warn_of_unused(layer.walk, unused)
+        for name in unused:
+            yield name, self._by_size(self.weighing.share(name, self.method.sparsity), name)
+            del inputs[name]
+        sharing: dict[int, list[str]] = {}
+        for name in inputs:
+            sharing.setdefault(id(inputs[name]), []).append(name)
+        groups = list(sharing.values())
+        for place, group in enumerate(groups):
+            if place % comm.world_size != comm.rank:
+                for name in group:
+                    del inputs[name]
+        for start in range(0, len(groups), comm.world_size):
+            yield from self._cuts_at_once(groups[start : start + comm.world_size], inputs, comm)
 
-def _cuts(
-    method: Method,
-    weighing: Weighing,
-    layer: Layer,
-    names: Sequence[str],  # matrices of the layer
-    matrices: WholeMatrices,
-) -> Iterator[tuple[str, _Cut]]:
-    """The cut of every matrix of a layer. Matrices with the same inputs are cut by one rank, which then alone keeps
-    these inputs' statistics; as many ranks work at once as there are different inputs. Collective."""
-    comm = layer.walk.comm
-    inputs = layer.collect({name: method.criterion.statistics for name in names})
-    layer.let_go()
-    unused = [name for name in names if expert_of(name) is not None and _is_zero(inputs[name])]
-    warn_of_unused(layer.walk, unused)
-    for name in unused:
-        yield name, _by_size(method, weighing.share(name, method.sparsity), name, matrices)
-        del inputs[name]
-    sharing: dict[int, list[str]] = {}
-    for name in inputs:
-        sharing.setdefault(id(inputs[name]), []).append(name)
-    groups = list(sharing.values())
-    for place, group in enumerate(groups):
-        if place % comm.world_size != comm.rank:
+    def _cuts_at_once(
+        self,
+        groups: Sequence[Sequence[str]],  # groups[r] is cut by rank r
+        inputs: dict[str, Any],  # of this rank's matrices; those that are cut are taken out
+        comm: Comm,
+    ) -> Iterator[tuple[str, _Cut]]:
+        """Their cuts: first all matrices are brought together, so that no rank waits for another's work. Collective."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        owners: dict[str, int] = {}
+        mine: dict[str, Tensor] = {}
+        for rank, group in enumerate(groups):
             for name in group:
-                del inputs[name]
-    for start in range(0, len(groups), comm.world_size):
-        yield from _cuts_at_once(method, weighing, groups[start : start + comm.world_size], inputs, matrices, comm)
-
-
-def _cuts_at_once(
-    method: Method,
-    weighing: Weighing,
-    groups: Sequence[Sequence[str]],  # groups[r] is cut by rank r
-    inputs: dict[str, Any],  # of this rank's matrices; those that are cut are taken out
-    matrices: WholeMatrices,
-    comm: Comm,
-) -> Iterator[tuple[str, _Cut]]:
-    """Their cuts: first all matrices are brought together, so that no rank waits for another's work. Collective."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    owners: dict[str, int] = {}
-    mine: dict[str, Tensor] = {}
-    for rank, group in enumerate(groups):
-        for name in group:
-            dense = matrices.weights(name)
-            shapes[name], owners[name] = tuple(dense.shape), rank
-            if rank == comm.rank:
-                mine[name] = dense
-            del dense
-    made, said = _cut_group(method, weighing, mine, inputs) if mine else ({}, [])
-    refused = [sentence for each in comm.gather(said) for sentence in each]
-    if refused:
-        raise ValueError(refused[0])
-    for name, shape in shapes.items():
-        flags, values = made.pop(name, None) or (
-            torch.empty(shape, dtype=torch.uint8, device=comm.device),
-            torch.empty(shape, device=comm.device),
-        )
-        yield name, (comm.broadcast(owners[name], flags), comm.broadcast(owners[name], values))
+                dense = self.matrices.weights(name)
+                shapes[name], owners[name] = tuple(dense.shape), rank
+                if rank == comm.rank:
+                    mine[name] = dense
+                del dense
+        made, said = _cut_group(self.method, self.weighing, mine, inputs) if mine else ({}, [])
+        refused = [sentence for each in comm.gather(said) for sentence in each]
+        if refused:
+            raise ValueError(refused[0])
+        for name, shape in shapes.items():
+            flags, values = made.pop(name, None) or (
+                torch.empty(shape, dtype=torch.uint8, device=comm.device),
+                torch.empty(shape, device=comm.device),
+            )
+            yield name, (comm.broadcast(owners[name], flags), comm.broadcast(owners[name], values))
 
 
 def _is_zero(means: Mapping[type[InputStatistic], Tensor]) -> bool:
