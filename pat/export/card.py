@@ -26,7 +26,9 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
     named = config.model.path is not None or not theirs
     title = Path(base).name if config.model.path and _is_local(base) else base
     pruned = bool(result["prunable_parameters"])
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["pruned", "sparse", "pat"] if pruned else ["pat"]}
+    zeros_are_stored = not result["structures"] or any(not pruner.structures for pruner in config.pruners.values())
+    kinds = ["pruned", *(["sparse"] if zeros_are_stored else [])] if pruned else []
+    head: dict[str, Any] = {"library_name": "transformers", "tags": [*kinds, "pat"]}
     if config.model.path and not _is_local(config.model.path):
         head["base_model"] = config.model.path
     rows = [

@@ -475,3 +475,5 @@ def test_a_card_has_a_title_and_not_a_path():
     assert "minilm, fine-tuned on local csv files (rows.csv, more.csv) and pruned while it trained. Plain" in trained
     assert "minilm, pruned without training. Plain" in at_once
     assert "fine-tuned" not in at_once and "while it trained" not in at_once
+    narrow = model_card(config, pruned | {"structures": ["ffn: 4 of 8"]})
+    assert "- pruned\n- sparse\n- pat" in at_once and "- pruned\n- pat" in narrow
