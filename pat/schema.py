@@ -138,7 +138,11 @@ class DataConfig(Section, frozen=True):
         "column of the evaluation data with a slice (domain, language) of each row: figures are also given per slice, "
         "and `envelope.slices` can limit them",
     )
-    delimiter: str = key(",", "csv: character between values, or tab", only_with=".source=csv")
+    delimiter: str = key(
+        ",",
+        "csv: character between values, or tab; while it is `,`, files that end in .tsv have tabs",
+        only_with=".source=csv",
+    )
     quote_char: str | None = key(
         '"',
         "csv: character around values that contain the delimiter or a line break; null: there is none",

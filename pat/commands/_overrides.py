@@ -12,11 +12,10 @@ SOURCES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".pa
 
 def of_file(option: str, file: str) -> list[str]:
     """The data group that a local file's name says. Raises ValueError."""
-    suffix = Path(file).suffix
-    source = SOURCES.get(suffix)
+    source = SOURCES.get(Path(file).suffix)
     if source is None:
         raise ValueError(f"{option} {file} must end in {', '.join(SOURCES)}; other data: data.source=...")
-    return [f"data={source}", f"data.train={quoted(file)}", *(["data.delimiter=tab"] if suffix == ".tsv" else [])]
+    return [f"data={source}", f"data.train={quoted(file)}"]
 
 
 def one_model(words: Sequence[str]) -> tuple[str | None, list[str]]:

@@ -75,10 +75,10 @@ def _prepare(config: Any, options: argparse.Namespace, steps_are_known: bool) ->
     from pat.training.preflight import fitting_data
 
     summary = summarise(fitting_data(config), config, steps_are_known)
-    Console().print(table(summary))
-    print(where(summary))
     if options.json:
         write_json(options.json, summary)
+    Console().print(table(summary))
+    print(where(summary))
     return ExitCode.DONE
 
 

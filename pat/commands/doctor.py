@@ -77,9 +77,9 @@ def main(arguments: Sequence[str]) -> int:
         raise
     name = _card() if device == "cuda" else "cpu"
     seconds = time.monotonic() - began
-    console.print(f"{verdict(findings, name, ranks)} ({seconds:.0f} s)", soft_wrap=True)
     if options.json:
         write_json(options.json, as_json(findings, name, ranks, seconds=seconds))
+    console.print(f"{verdict(findings, name, ranks)} ({seconds:.0f} s)", soft_wrap=True)
     if broken(findings):
         console.print(f"What the ranks left is in {folder}.", soft_wrap=True)
         return ExitCode.BROKEN_PROMISE

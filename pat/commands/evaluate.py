@@ -136,9 +136,9 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
     for path in paths:
         with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             found.append(on_mix.evaluate(mix, one, device, options.batch_size, options.confidence, options.seed))
-    _models.show(report.mix_blocks(found, options.confidence, options.worst))
     models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(found, paths, strict=True)]
     _models.write_json(options, files.finite({"confidence": options.confidence, "models": models}))
+    _models.show(report.mix_blocks(found, options.confidence, options.worst))
     return ExitCode.DONE
 
 
@@ -162,14 +162,16 @@ def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
     tasks = harness.manager(wanted)
     logging.disable_progress_bar()
     device, console, found = _models.device(options.device), Console(stderr=True), []
+    blocks: list[Any] = []
     for path, name in zip(paths, harness.names(paths), strict=True):
         output = None if options.output is None else options.output / name
         with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             results = harness.evaluate(wanted, tasks, one, device, output)
-        _models.show([str(path), harness.table(results)])
+        blocks += [str(path), harness.table(results)]
         said = {"folder": str(path), "output": str(output or "") or None, "results": results["results"]}
         found.append(said | _weights(path, options))
     _models.write_json(options, files.finite({"tasks": names, "models": found}))
+    _models.show(blocks)
     return ExitCode.DONE
 
 
@@ -192,6 +194,9 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
             evaluations.append(evaluate_folder(config, path, dtype, device, options.confidence, options.seed))
     difference, tokens = differing_data(configs), len({item.tokenizer for item in evaluations}) > 1
     same = difference is None and not tokens
+    models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(evaluations, paths, strict=True)]
+    said = {"recipe": configs[0].run.recipe, "same_data": same, "confidence": options.confidence}
+    _models.write_json(options, files.finite({**said, "models": models}))
     _models.show([_table(evaluations, comparable=same)])
     if difference:
         print(
@@ -207,9 +212,6 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         )
     named = [(item.folder, item.figures) for item in evaluations]
     _models.show(report.per_slice(named, options.confidence, whole=False))
-    models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(evaluations, paths, strict=True)]
-    said = {"recipe": configs[0].run.recipe, "same_data": same, "confidence": options.confidence}
-    _models.write_json(options, files.finite({**said, "models": models}))
     return ExitCode.DONE
 
 

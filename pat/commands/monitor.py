@@ -261,7 +261,6 @@ def _say(found: Monitored, before: list[dict[str, Any]], options: argparse.Names
     from pat.monitor import history, page, prometheus, words
     from pat.report.render import html
 
-    _models.show(words.blocks(found, options.worst))
     if options.json:
         files.write_json(options.json, found.plain())
     if options.prometheus:
@@ -270,4 +269,5 @@ def _say(found: Monitored, before: list[dict[str, Any]], options: argparse.Names
         runs = history.added(before, found, options.keep)
         history.write(history.place(options.html), runs)
         files.write_atomic(options.html, html(page.page(found, runs, options.worst)))
+    _models.show(words.blocks(found, options.worst))
     return ExitCode.ALERT if found.alerts else ExitCode.DONE

@@ -75,6 +75,8 @@ def main(arguments: Sequence[str]) -> int:
             options.disk_gb_per_s,
             Pace(*pace) if pace else None,
         )
+        if options.json:
+            files.write_json(options.json, needs.as_dict())
         console = Console()
         console.width = max(console.width, WIDTH)  # of a pipe it is 80
         for table in tables(needs):
@@ -86,8 +88,6 @@ def main(arguments: Sequence[str]) -> int:
             console.print(none_fits, highlight=False)
         for verdict in verdicts(needs, _memory_here()):
             console.print(verdict, style="bold", highlight=False)
-        if options.json:
-            files.write_json(options.json, needs.as_dict())
         return ExitCode.DONE
 
     from pat.config.compose import compose

@@ -82,6 +82,8 @@ def _check(options: argparse.Namespace) -> int:
         files.check_writable(options.json, "--json")
     mix = reader.read(reader.find(options.file), options.allow_code)
     found = summary.summarise(mix)
+    if options.json:
+        files.write_json(options.json, found)
     console = Console(highlight=False, markup=False)
     console.width = max(console.width, WIDTH)
     console.print(summary.table(found))
@@ -89,8 +91,6 @@ def _check(options: argparse.Namespace) -> int:
     console.print(f"{mix.name}: {len(mix.prompts)} prompts; checks: {counted or 'none'}")
     for sentence in found["warnings"]:
         console.print(f"note: {sentence}")
-    if options.json:
-        files.write_json(options.json, found)
     return ExitCode.DONE
 
 

@@ -143,10 +143,11 @@ def _list(registry: Registry, options: argparse.Namespace) -> int:
     from pat.registry import report
 
     every = {name: registry.versions(name) for name in options.words or registry.names()}
+    _write(options, {name: [report.plain(each) for each in versions] for name, versions in every.items()})
     _print(*(report.versions_table(name, versions) for name, versions in every.items()))
     if not every:
         print("nothing is registered yet")
-    return _write(options, {name: [report.plain(each) for each in versions] for name, versions in every.items()})
+    return ExitCode.DONE
 
 
 def _show(registry: Registry, options: argparse.Namespace) -> int:
@@ -155,12 +156,14 @@ def _show(registry: Registry, options: argparse.Namespace) -> int:
     name, *which = options.words
     if which:
         version = registry.version(name, which[0])
+        _write(options, report.plain(version))
         _print(report.version_table(version))
-        return _write(options, report.plain(version))
+        return ExitCode.DONE
     versions, history = registry.versions(name), registry.history(name)
-    _print(report.versions_table(name, versions), report.history_table(history))
     plain = [report.plain(each) for each in versions]
-    return _write(options, {"versions": plain, "history": [dataclasses.asdict(each) for each in history]})
+    _write(options, {"versions": plain, "history": [dataclasses.asdict(each) for each in history]})
+    _print(report.versions_table(name, versions), report.history_table(history))
+    return ExitCode.DONE
 
 
 def _promote(registry: Registry, options: argparse.Namespace) -> int:
@@ -197,9 +200,9 @@ def _diff(registry: Registry, options: argparse.Namespace) -> int:
     name, *which = options.words
     a, b = (registry.version(name, each) for each in which)
     rows = maskdiff.diff(*(registry.checked(each, [maskdiff.masks.FILE]) for each in (a, b)))
+    _write(options, {"a": a.number, "b": b.number, "rows": [dataclasses.asdict(row) for row in rows]})
     _print(*report.diff_blocks(a, b, rows, options.each))
-    plain = {"a": a.number, "b": b.number, "rows": [dataclasses.asdict(row) for row in rows]}
-    return _write(options, plain)
+    return ExitCode.DONE
 
 
 def _verify(registry: Registry, options: argparse.Namespace) -> int:
@@ -211,8 +214,8 @@ def _verify(registry: Registry, options: argparse.Namespace) -> int:
     logging.disable_progress_bar()
     version = registry.version(*options.words)
     checks = verify(registry.folder(version), version.record)
-    _print(report.checks_table(version, checks), report.outcome(version, checks))
     _write(options, {"version": version.number, "checks": [dataclasses.asdict(check) for check in checks]})
+    _print(report.checks_table(version, checks), report.outcome(version, checks))
     return ExitCode.DONE if all(check.passed for check in checks) else ExitCode.BROKEN_PROMISE
 
 
@@ -256,10 +259,9 @@ ACTIONS: Mapping[str, tuple[Action, tuple[int, int], tuple[str, ...]]] = {  # fe
 }
 
 
-def _write(options: argparse.Namespace, content: Any) -> int:
+def _write(options: argparse.Namespace, content: Any) -> None:
     if options.json:
         files.write_json(options.json, content)
-    return ExitCode.DONE
 
 
 def _print(*blocks: Any) -> None:

@@ -70,6 +70,19 @@ def span(low: float | None, high: float | None) -> str:
     return "-" if low is None or high is None else f"{low:+z.4g} to {high:+z.4g}"
 
 
+def short(text: str, most: int = 40) -> str:
+    """A name as a sentence has room for it."""
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def header_is_first(example: str = "") -> str:
+    """What to do where a table has no header, so that its first row was taken for one."""
+    return (
+        " The first line is read as the header: where there is none, put a line with the names of the columns first"
+        + (f", such as {example}." if example else ".")
+    )
+
+
 def plain(text: str, most: int | None = None) -> str:
     """Without control characters, which could drive a terminal; perhaps cut."""
     kept = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from datasets import Dataset
 
+from pat.common.text import short
 from pat.data.prepare import PreparedData
 from pat.tasks.base import Task
 
@@ -132,5 +133,5 @@ def _rows(prepared: PreparedData) -> int:
 
 
 def _few(values: list[str]) -> str:
-    shown = ", ".join(map(repr, values[:SHOWN]))
+    shown = ", ".join(repr(short(value)) for value in values[:SHOWN])
     return shown if len(values) <= SHOWN else f"{shown}, ... ({len(values)})"

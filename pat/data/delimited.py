@@ -23,8 +23,10 @@ import pyarrow as pa
 from datasets import Dataset
 from fsspec.utils import infer_compression
 
+from pat.common.text import header_is_first, short
 from pat.schema import DataConfig
 
+COMMA = DataConfig.model_fields["delimiter"].default
 TABS = ("tab", "\\t")  # other ways to write a tab as data.delimiter: a shell has no easy one
 BATCH = 10_000  # rows in memory at a time
 _WHOLE = re.compile(r"-?(0|[1-9][0-9]{0,17})")
@@ -43,15 +45,16 @@ class Place(NamedTuple):
 
 def check(cfg: DataConfig) -> None:
     """ValueError for an invalid delimiter, quotation mark or encoding."""
+    delimiter = "\t" if cfg.delimiter in TABS else cfg.delimiter
     for key, given, value in (
-        ("delimiter", cfg.delimiter, _delimiter(cfg)),
+        ("delimiter", cfg.delimiter, delimiter),
         ("quote_char", cfg.quote_char, cfg.quote_char),
     ):
         if value is not None and (len(value) != 1 or value in "\r\n"):
             raise ValueError(
                 f"data.{key}={given!r} must be one character" + (", or tab." if key == "delimiter" else ".")
             )
-    if cfg.quote_char == _delimiter(cfg):
+    if cfg.quote_char == delimiter:
         raise ValueError(f"data.delimiter and data.quote_char are both {cfg.quote_char!r}, but must differ.")
     try:
         codecs.lookup(cfg.encoding)
@@ -59,6 +62,12 @@ def check(cfg: DataConfig) -> None:
         raise ValueError(
             f"data.encoding='{cfg.encoding}' is not an encoding: take utf-8, latin-1, cp1252, utf-16, ..."
         ) from None
+
+
+def is_tsv(path: str, cfg: DataConfig) -> bool:
+    """Whether tabs separate a file's values because of its name: .tsv, or .tsv.gz, and no data.delimiter is given."""
+    name = Path(path).stem if infer_compression(path) else path
+    return cfg.source == "csv" and cfg.delimiter == COMMA and name.lower().endswith(".tsv")
 
 
 def marked(encoding: str) -> str:
@@ -106,19 +115,18 @@ def place(paths: Sequence[str], cfg: DataConfig, row: int) -> Place:
 def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
     """Every row of the files, with its place; as many values as the header has columns, or a ValueError."""
     for path in paths:
-        rows = _raw(path, cfg)
+        rows, delimiter = _raw(path, cfg), _delimiter(path, cfg)
         _, header = next(rows, (None, []))
         for where, values in rows:
             if len(values) != len(header):
                 found = f"{len(values)} value{'s' * (len(values) != 1)}"
-                what_to_do = (
-                    f": fix the line, quote values that contain data.delimiter={cfg.delimiter!r}, or name another one."
-                )
+                mark = "tab" if delimiter == "\t" else delimiter
+                what_to_do = f": fix the line, quote values that contain data.delimiter={mark!r}, or name another one."
                 raise ValueError(
                     f"{where}: {found}, but the header has {len(header)} column{'s' * (len(header) != 1)}"
-                    + (f".{otherwise}" if (otherwise := separated_otherwise(header)) else what_to_do)
+                    + (f".{otherwise}" if (otherwise := separated_otherwise(header, path, cfg)) else what_to_do)
                 )
-            if _delimiter(cfg) == "\t" and any(_swallows(values, at) for at in range(len(values))):
+            if delimiter == "\t" and any(_swallows(values, at) for at in range(len(values))):
                 raise ValueError(
                     f"{where}: between two quotation marks stand lines that are rows by themselves, as where these "
                     "marks are only text: set data.quote_char=null."
@@ -126,8 +134,10 @@ def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list
             yield where, values
 
 
-def separated_otherwise(header: Sequence[str]) -> str:
-    """What to type in a shell where the whole header was taken for one name; empty where it was not."""
+def separated_otherwise(header: Sequence[str], path: str, cfg: DataConfig) -> str:
+    """What to do where the whole header was taken for one name; empty where it was not."""
+    if is_tsv(path, cfg) and len(header) == 1 and "," in header[0]:
+        return " Its columns seem to be separated by commas, not tabs: give it a name that ends in .csv."
     keys = {"\t": "data.delimiter=tab"} | {mark: f"""'data.delimiter="{mark}"'""" for mark in ";|"}
     key = next((key for mark, key in keys.items() if len(header) == 1 and mark in header[0]), None)
     return f" Its columns seem to be separated otherwise: set {key}." if key else ""
@@ -151,11 +161,11 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
             raise ValueError(f"{path} holds JSON, not a header with columns: set data.source=json.")
         twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
         if twice is not None:
-            raise ValueError(f"{path} has two columns '{twice}': rename one.")
+            raise ValueError(f"{path} has two columns '{short(twice)}': rename one.{header_is_first()}")
         if headers and header != headers[0]:
             raise ValueError(
-                f"{path} has the columns {', '.join(header)}, but {paths[0]} has {', '.join(headers[0])}: "
-                "files that are read together must have the same header."
+                f"{path} has the columns {_shown(header)}, but {paths[0]} has {_shown(headers[0])}: "
+                f"files that are read together must have the same header.{header_is_first()}"
             )
         headers.append(header)
     names = [name or f"unnamed_{i}" for i, name in enumerate(headers[0], 1)]
@@ -163,6 +173,16 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
     if taken is not None:
         raise ValueError(f"{paths[0]} has a column without a name and one that is called '{names[taken]}': name both.")
     return names
+
+
+def _shown(header: Sequence[str]) -> str:
+    return ", ".join(map(short, header))
+
+
+def without(names: Sequence[str], header: Sequence[str], path: str, cfg: DataConfig) -> str:
+    """What to do where a file has not the columns of these names, but those of `header`."""
+    example = ("<tab>" if (mark := _delimiter(path, cfg)) == "\t" else mark).join(names)
+    return separated_otherwise(header, path, cfg) or header_is_first(example)
 
 
 def _raw(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
@@ -191,7 +211,7 @@ def _parsed(path: str, cfg: DataConfig) -> Iterator[tuple[Place, list[str]]]:
     encoding = marked(cfg.encoding)
     quoting: dict[str, Any] = {"quotechar": cfg.quote_char} if cfg.quote_char else {"quoting": csv.QUOTE_NONE}
     with fsspec.open(path, "rt", encoding=encoding, newline="", compression="infer") as file:
-        reader, line = csv.reader(file, delimiter=_delimiter(cfg), strict=True, **quoting), 1
+        reader, line = csv.reader(file, delimiter=_delimiter(path, cfg), strict=True, **quoting), 1
         try:
             for values in reader:
                 if values:
@@ -219,5 +239,5 @@ def _undecodable(path: str, cfg: DataConfig, line: int) -> Place:
     return Place(path, line)
 
 
-def _delimiter(cfg: DataConfig) -> str:
-    return "\t" if cfg.delimiter in TABS else cfg.delimiter
+def _delimiter(path: str, cfg: DataConfig) -> str:
+    return "\t" if cfg.delimiter in TABS or is_tsv(path, cfg) else cfg.delimiter

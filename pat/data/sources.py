@@ -19,7 +19,7 @@ from datasets.arrow_writer import SchemaInferenceError
 from huggingface_hub import constants, snapshot_download
 
 from pat.common import ignored
-from pat.common.text import did_you_mean
+from pat.common.text import did_you_mean, short
 from pat.data import delimited
 from pat.data.generated import generate
 from pat.data.rows import SLICE
@@ -96,7 +96,10 @@ def digest(cfg: DataConfig, split: str, seed: int, memory: Path) -> str:
         return json.dumps(["generated", seed, cfg.generated.plain()])
     if cfg.source in FILES:
         how = [cfg.sample_by, cfg.delimiter, cfg.quote_char, cfg.encoding]
-        return json.dumps([cfg.source, how, [_file_digest(path, memory) for path in files(cfg, split)]])
+        contents = [
+            _file_digest(path, memory) + ", with tabs" * delimited.is_tsv(path, cfg) for path in files(cfg, split)
+        ]
+        return json.dumps([cfg.source, how, contents])
     return json.dumps(["hub", cfg.source, cfg.subset, load(cfg, split, seed, None)._fingerprint])
 
 
@@ -185,11 +188,15 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
     """The rows with the task's columns under the task's names; a wrong column or none of the rows is a ValueError."""
     for name, column in columns.items():
         if column not in rows.column_names:
-            chats = {*CONVERSATIONS, "completion"} & set(rows.column_names)
+            what_to_do = ""
+            if {*CONVERSATIONS, "completion"} & set(rows.column_names):
+                what_to_do = " These rows are chats: take task=chat (pat prune: --task chat)."
+            elif cfg.source == "csv":
+                wanted = list(dict.fromkeys(columns.values()))
+                what_to_do = delimited.without(wanted, rows.column_names, files(cfg, split)[0], cfg)
             raise ValueError(
-                f"data.{name}_column='{column}' is not in data.{split}: the columns are {', '.join(rows.column_names)}."
-                + (" These rows are chats: take task=chat (pat prune: --task chat)." if chats else "")
-                + (delimited.separated_otherwise(rows.column_names) if cfg.source == "csv" else "")
+                f"data.{name}_column='{column}' is not in data.{split}: the columns are "
+                f"{', '.join(map(short, rows.column_names))}.{what_to_do}"
             )
     for name, column in columns.items():
         other = next(first for first, value in columns.items() if value == column)

@@ -137,9 +137,9 @@ def _quiet() -> Iterator[None]:
 def _tell(findings: Sequence[Finding], device: str, size: int, seconds: float, json: Path | None) -> None:
     from rich.console import Console
 
+    if json:
+        write_json(json, as_json(findings, device, size, seconds=seconds))
     console = Console(highlight=False, file=sys.stdout)
     for finding in findings:
         console.print(finding.line(), soft_wrap=True)
     console.print(f"{verdict(findings, device, size)} ({seconds:.0f} s)", soft_wrap=True)
-    if json:
-        write_json(json, as_json(findings, device, size, seconds=seconds))

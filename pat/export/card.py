@@ -26,7 +26,9 @@ def model_card(config: Config, result: dict[str, Any]) -> str:
     named = config.model.path is not None or not theirs
     title = Path(base).name if config.model.path and _is_local(base) else base
     pruned = bool(result["prunable_parameters"])
-    head: dict[str, Any] = {"library_name": "transformers", "tags": ["pruned", "sparse", "pat"] if pruned else ["pat"]}
+    zeros_are_stored = not result["structures"] or any(not pruner.structures for pruner in config.pruners.values())
+    kinds = ["pruned", *(["sparse"] if zeros_are_stored else [])] if pruned else []
+    head: dict[str, Any] = {"library_name": "transformers", "tags": [*kinds, "pat"]}
     if config.model.path and not _is_local(config.model.path):
         head["base_model"] = config.model.path
     rows = [
@@ -82,7 +84,7 @@ def _figures(result: dict[str, Any]) -> str:
     """The exported model's figures, and its size beside that of the whole model."""
     before, after, lineage = result["before"], result["after"], result["lineage"]
     rows = [
-        *((name, "", value) for name, value in figures(lineage["metrics"])),
+        *((name, unpruned(lineage).get(name, ""), value) for name, value in figures(lineage["metrics"])),
         ("sparsity of prunable weights", "0", f"{result['sparsity']:.4f}"),
         ("sparsity of all weights", "0", f"{result['sparsity_all_parameters']:.4f}"),
         ("parameters that are not 0", f"{before['parameters']:,}", f"{after['nonzero_parameters']:,}"),
@@ -94,8 +96,14 @@ def _figures(result: dict[str, Any]) -> str:
     return _table(("", "exported"), [(label, value) for label, _, value in rows])
 
 
+def unpruned(lineage: dict[str, Any]) -> dict[str, str]:
+    """The figures of the model that was pruned, by name, where it was not trained as well."""
+    return {} if lineage["num_steps"] else dict(figures(lineage["dense_metrics"]))
+
+
 def before_pruning(lineage: dict[str, Any]) -> str:
-    """The metrics when pruning began, in a separate sentence, because that model had trained for fewer steps."""
+    """The metrics when pruning began, in a separate sentence where that model had trained for fewer steps; the others
+    are `unpruned`."""
     then = ", ".join(f"{name} {value}" for name, value in figures(lineage["dense_metrics"]))
     if not then:
         return ""
@@ -103,7 +111,8 @@ def before_pruning(lineage: dict[str, Any]) -> str:
         f", after {lineage['dense_step']} of {lineage['num_steps']} steps" if lineage["dense_step"] is not None else ""
     )
     if not lineage["num_steps"]:
-        return f"Before it was pruned: {then}. Nothing was trained, so the difference is what pruning costs."
+        said = "" if lineage["metrics"] else f"Before it was pruned: {then}. "  # else they stand beside the others
+        return f"{said}Nothing was trained, so the difference is what pruning costs."
     return (
         f"Before pruning began{when}: {then}. "
         "For what pruning costs, compare with a run of as many steps that prunes nothing."

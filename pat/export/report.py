@@ -13,7 +13,7 @@ from pat.common.hashing import file_sha256
 from pat.common.parameters import DTYPES
 from pat.envelope import guard
 from pat.export import masks
-from pat.export.card import before_pruning, figures
+from pat.export.card import before_pruning, figures, unpruned
 from pat.export.source import Stream
 from pat.export.writer import Spec
 from pat.run.directory import RunDir
@@ -106,7 +106,7 @@ def format_report(result: dict[str, Any]) -> Table:
         table.add_row(label, *([whole] if pruned else []), now)
 
     for name, value in figures(lineage["metrics"]):
-        row(name, "", value)
+        row(name, unpruned(lineage).get(name, ""), value)
     row("parameters", f"{before['parameters']:,}", f"{after['parameters']:,}")
     row("  that are not 0", "", f"{after['nonzero_parameters']:,}")
     for words in result["structures"]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pat.common.text import did_you_mean
+from pat.common.text import did_you_mean, header_is_first, short
 from pat.prompts.mix import Head, Prompt, content_id
 from pat.prompts.reader import json_lines, parsed
 
@@ -33,6 +33,11 @@ class Columns:
     slices: tuple[str, ...] = ()
     prompt_tokens: str | None = None
     output_tokens: str | None = None
+
+    def names(self) -> list[str]:
+        """Those that a log must have."""
+        others = (self.reference, self.label, *self.slices, self.prompt_tokens, self.output_tokens)
+        return [self.prompt, *filter(None, others)]
 
 
 @dataclass
@@ -76,7 +81,7 @@ def sample(
             raise ValueError(f"{sentence}{'; --skip-bad leaves such lines out' if rows else ''}")  # it would all
         skipped += 1
 
-    for number, row in _rows(path, torn.append if skip_bad else None, bad):
+    for number, row in _rows(path, columns, torn.append if skip_bad else None, bad):
         try:
             prompt = prompt_of(row, columns, long_from)
         except ValueError as error:
@@ -111,7 +116,9 @@ def sample(
     )
 
 
-def _rows(path: Path, torn: Callable[[int], None] | None, bad: Callable[[str], None]) -> Iterator[tuple[int, Any]]:
+def _rows(
+    path: Path, columns: Columns, torn: Callable[[int], None] | None, bad: Callable[[str], None]
+) -> Iterator[tuple[int, Any]]:
     """(number of its last line from 1, row). A table names its columns in the first line; an empty value is none."""
     separator = SEPARATORS.get(path.suffix)
     if separator is None:
@@ -121,16 +128,29 @@ def _rows(path: Path, torn: Callable[[int], None] | None, bad: Callable[[str], N
     with open(path, encoding="utf-8-sig", newline="") as file:
         table = csv.DictReader(file, delimiter=separator, strict=True)
         try:
+            if table.fieldnames:  # else the file is empty
+                _check_header(path, table.fieldnames, columns, separator)
             for row in table:
                 if None in row or None in row.values():  # too many values, or too few
-                    columns = len(table.fieldnames or ())
-                    bad(f"{path}, line {table.line_num} does not have the {columns} values that line 1 names")
+                    named = len(table.fieldnames or ())
+                    bad(f"{path}, line {table.line_num} does not have the {named} values that line 1 names")
                     continue
                 yield table.line_num, {column: value or None for column, value in row.items()}
         except csv.Error as error:
             raise ValueError(f"{path}, line {table.line_num}: {error}") from None
         except UnicodeDecodeError:
             raise ValueError(f"{path} is not UTF-8: convert the file") from None
+
+
+def _check_header(path: Path, header: Sequence[str], columns: Columns, separator: str) -> None:
+    """ValueError where a table lacks a column."""
+    for column in columns.names():
+        if column not in header:
+            example = ("<tab>" if separator == "\t" else separator).join(columns.names())
+            raise ValueError(
+                f"{path} has no column {column}; there are {', '.join(map(short, header))}"
+                f"{did_you_mean(column, header)}.{header_is_first(example)}"
+            )
 
 
 def allotted(sizes: Sequence[int], n: int) -> list[int]:

@@ -15,6 +15,7 @@ from datasets import ClassLabel, Features, List, Value
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from pat.common.text import short
 from pat.tasks import confusion, sight
 from pat.tasks.base import Batch, Encoder, Task, padded_width
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 
 BALANCED = "balanced"
+MANY = 1_000  # classes; more are rather texts or ids
 WORDS = ("string", "large_string")  # types of a column
 
 # b samples of a batch, s tokens of its longest sample, c classes
@@ -296,9 +298,10 @@ def _number(numbers: Mapping[str, int], label: Any) -> int:
     """A label's place among the classes."""
     number = numbers.get(label) if isinstance(label, str) else label
     if not isinstance(number, int) or not 0 <= number < len(numbers):
-        known = _few(list(numbers))
+        known, no_class = _few(list(numbers)), len(numbers) > MANY or short(str(label)) != str(label)
         raise ValueError(
-            f"The label {label!r} is not one of the training data's ({known}): leave such rows out, or train on some."
+            f"The label {_shown(label)} is not one of the training data's ({known}): leave such rows out, or train on "
+            "some." + " They look like texts or ids rather than classes: is data.label_column right?" * no_class
         )
     return int(number)
 
@@ -314,5 +317,9 @@ def _is_whole(word: str) -> bool:
 
 
 def _few(values: Sequence[Any]) -> str:
-    shown = ", ".join(repr(value) for value in sorted(values, key=str)[:8])
+    shown = ", ".join(map(_shown, sorted(values, key=str)[:8]))
     return shown if len(values) <= 8 else f"{shown}, ... ({len(values)})"
+
+
+def _shown(value: Any) -> str:
+    return repr(short(value) if isinstance(value, str) else value)

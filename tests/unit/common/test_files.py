@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -10,8 +11,19 @@ from pathlib import Path
 
 import pytest
 
+import pat
 from pat.common import files
 from pat.common.files import check_writable, put_back, write_atomic, write_summary
+
+WRITTEN = {
+    "files.write_json",
+    "files.write_atomic",
+    "files.write_summary",
+    "_models.write_json",
+    "write_json",
+    "_write",
+}
+TOLD = {"_models.show", "console.print", "print", "_print"}
 
 
 def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
@@ -73,3 +85,17 @@ def test_every_file_of_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / name).write_text("1")
     files.sync_tree(tmp_path)
     assert synced == {str(tmp_path), *(str(tmp_path / name) for name in ("a", "x", "a/y"))}
+
+
+def test_commands_write_their_files_before_they_print() -> None:
+    """Fails if `pat COMMAND --json FILE | head` ends without FILE, as the pipe is closed when it would be written."""
+    late, seen = list[str](), 0
+    for path in (file for name in ("commands", "doctor") for file in Path(pat.__path__[0], name).glob("*.py")):
+        for function in ast.walk(ast.parse(path.read_text())):
+            if isinstance(function, ast.FunctionDef):
+                calls = [each for each in ast.walk(function) if isinstance(each, ast.Call)]
+                places = [[c.lineno for c in calls if ast.unparse(c.func) in names] for names in (WRITTEN, TOLD)]
+                written, told = map(max, places) if all(places) else (0, 0)  # the last: a check may tell what it found
+                seen += bool(written)
+                late += [f"{path.name}: {function.name}"] * (written > told)
+    assert seen >= 14 and not late, (seen, late)

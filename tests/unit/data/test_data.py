@@ -329,6 +329,13 @@ def test_labels_that_training_does_not_have_and_too_many_are_errors(tmp_path: Pa
     held = write_json(tmp_path / "eval.jsonl", [{"text": "x", "label": "odd"}])
     with pytest.raises(ValueError, match="label 'odd' is not one of the training data's .'neg', 'pos'.: leave such"):
         prepare.prepare(json_config(tmp_path, eval=held), TOKENIZER, CLASSES)
+    rows = [{"text": "ham", "label": f"What is your record for {i} of the games that we saw?"} for i in range(12)]
+    held = write_json(
+        tmp_path / "eval.jsonl", [{"text": "ham", "label": "Go until jurong point crazy.. Available only"}]
+    )
+    with pytest.raises(ValueError, match=r"label 'Go until .*\.\.\.' is .* is data.label_column right") as error:
+        prepare.prepare(json_config(tmp_path, rows, eval=held), TOKENIZER, CLASSES)
+    assert "we saw" not in str(error.value) and "only" not in str(error.value)
     one = base.build({"name": "classification", "num_labels": 1})
     with pytest.raises(ValueError, match="task.num_labels=1, but the training data has 2: 'neg', 'pos'"):
         prepare.prepare(json_config(tmp_path), TOKENIZER, one)

@@ -163,6 +163,37 @@ def test_another_delimiter_is_named(tmp_path: Path, mark: str, key: str) -> None
     assert message.endswith(f"set {key}.") and "line 2: 2 values" in message
 
 
+def test_tabs_by_the_name_of_a_file(tmp_path: Path) -> None:
+    """Fails if one of train.csv and test.tsv needs a key that the other does not bear, or both are one cache entry."""
+    tabs, commas = "text\tlabel\na, b\t1\nc\t0\n", "text,label\na,1\nc,0\n"
+    (tmp_path / "test.tsv").write_text(tabs)
+    (tmp_path / "test.tsv.gz").write_bytes(gzip.compress(tabs.encode()))
+    for held in ("test.tsv", "test.tsv.gz"):
+        cfg = config(tmp_path, commas, eval=str(tmp_path / held))
+        rows = [sources.load(cfg, split, 0, tmp_path / f"raw-{held}")["text"][:] for split in ("train", "eval")]
+        assert rows == [["a", "c"], ["a, b", "c"]]
+    (tmp_path / "same.csv").write_text(tabs)
+    digests = {
+        sources.digest(config(tmp_path, commas, train=str(tmp_path / name)), "train", 0, tmp_path / "memory")
+        for name in ("test.tsv", "same.csv")
+    }
+    assert len(digests) == 2
+    assert read(tmp_path, commas, train=str(tmp_path / "test.tsv"), delimiter=";") == {
+        "text\tlabel": ["a, b\t1", "c\t0"]
+    }
+    (tmp_path / "test.tsv").write_text(commas)
+    assert "a name that ends in .csv" in refused(tmp_path, commas, train=str(tmp_path / "test.tsv"))
+
+
+@pytest.mark.parametrize(("mark", "key"), [(",", ","), ("\t", "tab")])
+def test_a_file_without_a_header_is_told_to_have_one(tmp_path: Path, mark: str, key: str) -> None:
+    text = "Go until jurong point crazy.. Available only in bugis n great world la e buffet"
+    message = refused(tmp_path, f"ham{mark}{text}\nspam{mark}Free entry\n", delimiter=key)
+    assert "the columns are ham, Go until jurong point" in message and "bugis" not in message
+    example = "text,label" if mark == "," else "text<tab>label"
+    assert message.endswith(f"put a line with the names of the columns first, such as {example}.")
+
+
 def test_an_empty_completion_is_missing_as_in_json(tmp_path: Path) -> None:
     """Fails if the model learns to answer nothing where a value is missing."""
     rows = "prompt,completion\n" + "".join(f"Question {i}?,{'' if i == 2 else 'yes'}\n" for i in range(8))

@@ -27,6 +27,7 @@ from transformers import (
 from pat import cli
 from pat.checkpoint.reader import CheckpointReader
 from pat.common.hashing import MaskHash, WeightsHash
+from pat.config import frozen
 from pat.export import export, masks, verify, writer
 from pat.export.card import model_card
 from pat.export.export import export_run
@@ -354,6 +355,13 @@ def test_card_and_report(tmp_path):
     text = console.export_text()
     for words in ("1.25", "1.5", f"{result['sparsity']:.2%}", "not compared", "equal"):
         assert words in text
+    result["lineage"]["num_steps"] = 0  # as of pat prune
+    console.print(format_report(result))
+    for text, row in (
+        (model_card(frozen.load(run / "config.yaml"), result), "| loss | 1.25 | 1.5 |"),
+        (console.export_text(), "1.25 │"),
+    ):
+        assert row in text and "Before it was pruned" not in text and "what pruning costs" in text
 
 
 @pytest.mark.parametrize(("dtype", "named"), [("fp32", "float32"), ("bf16", "bfloat16"), ("fp16", "float16")])
@@ -467,3 +475,5 @@ def test_a_card_has_a_title_and_not_a_path():
     assert "minilm, fine-tuned on local csv files (rows.csv, more.csv) and pruned while it trained. Plain" in trained
     assert "minilm, pruned without training. Plain" in at_once
     assert "fine-tuned" not in at_once and "while it trained" not in at_once
+    narrow = model_card(config, pruned | {"structures": ["ffn: 4 of 8"]})
+    assert "- pruned\n- sparse\n- pat" in at_once and "- pruned\n- pat" in narrow

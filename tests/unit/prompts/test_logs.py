@@ -116,6 +116,13 @@ def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys
     path.write_text(separator.join(("text", "kind", "tokens")) + "\n" + separator.join(("w " * 100_000, "law", "1")))
     assert run("from-logs", path, *options) == 0, "longer than the csv module's 128 KiB"
     out.unlink()
+    path.write_text(
+        separator.join(("What is the capital of the country Georgia and what of the state?", "law", "1")) + "\n" * 2
+    )
+    assert run("from-logs", path, *options, "--skip-bad") == 2
+    said = capsys.readouterr().err
+    assert "has no column text; there are What is the" in said and "The first line is read as the header" in said
+    assert "the state" not in said
     path.write_bytes(b"text\n\xff\n")
     assert run("from-logs", path, *options) == 2
     assert "is not UTF-8" in capsys.readouterr().err
