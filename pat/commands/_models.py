@@ -19,9 +19,19 @@ def add_options(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> No
     """--device, --dtype, --config-dir, --json."""
     keep_words(parser, arguments)
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision to compute in")
+    add_dtype_option(parser)
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
+
+
+def add_dtype_option(parser: argparse._ActionsContainer, use: str = "compute") -> None:
+    """--dtype, whose help says what is done in it."""
+    parser.add_argument(
+        "--dtype",
+        choices=("fp32", "bf16", "fp16"),
+        default="fp32",
+        help=f"precision to {use} in, whatever the files have (default: fp32, on a GPU, too)",
+    )
 
 
 def keep_words(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

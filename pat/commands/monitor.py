@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
     written.add_argument("--worst", type=int, default=5, metavar="N", help="prompts to show (default: 5)")
     of_models = parser.add_argument_group("options for models")
     of_models.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    of_models.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision to compute in")
+    _models.add_dtype_option(of_models)
     of_models.add_argument(
         "--dir", type=Path, default=Path("runs/registry"), help="the registry (default: runs/registry)"
     )

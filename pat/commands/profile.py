@@ -61,7 +61,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed of what is drawn (default: 0)")
     parser.add_argument("--device", help="cpu, cuda, ... (default: the GPU if there is one)")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision to compute in")
+    _models.add_dtype_option(parser)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures, too")
     parser.add_argument("--table", type=Path, metavar="FILE", help="also time the first model's layers at every width, "
                         "for pruners.NAME.budget.name=latency")  # fmt: skip
@@ -128,7 +128,7 @@ def _profile(options: argparse.Namespace) -> int:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:  # a log has no width to fit
         console.width = max(console.width, WIDTH)
-    for block in report.blocks(result.profiles, result.device, result.requests, options.confidence):
+    for block in report.blocks(result.profiles, result.device, options.dtype, result.requests, options.confidence):
         console.print(block)
     if options.table:
         keys = f"pruners.NAME.budget.name=latency pruners.NAME.budget.table={options.table}"

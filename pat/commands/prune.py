@@ -9,18 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pat.commands import _inferred
 from pat.commands._help import RUN_EXIT_CODES, command_parser
+from pat.commands._inferred import MAX_LENGTH, NO_MORE, by_options
 from pat.commands._overrides import SOURCES, of_file, one_model, under
 from pat.common import partial
-from pat.common.files import read_json
 from pat.config.quoting import quoted
 from pat.launch.environment import rank_environment
 from pat.run.directory import RunDir
-from pat.schema import ANOTHER_TRAINERS
 
-MAX_LENGTH = 512  # tokens of a calibration sample, unless the model takes fewer or was exported by pat
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
-NO_PATH, NO_MORE = r"(?<![\w./'-])", r"(?![\w/]|\.\w)"  # before and behind a key that is no part of a file's name
 # Keys of `pat train`, as errors name them, by which option sets them here.
 OPTIONS = {
     r"(choose|take|use) another run\.dir": "give another --out",
@@ -81,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
         "--samples",
         type=int,
         metavar="N",
-        help="samples to calibrate on (default: 128; of a classifier 2,048, or 512 with --keep)",
+        help="samples of --data to calibrate on (default: 128; of a classifier 2,048, or 512 with --keep); in "
+        "`pat sensitivity` these are held-out samples",
     )
     parser.add_argument(
         "--reconstruct",
@@ -114,11 +113,15 @@ def main(arguments: Sequence[str]) -> int:
 
     out = options.out.resolve()
     run = Path(f"{options.out}.run") if out.name == options.out.name else out.with_name(f"{out.name}.run")
-    config = _model_config(options)
+    model, keys = one_model(options.words)
+    if model is None:
+        raise ValueError("no model is given: pat prune MODEL --data FILE ...")
+    config = _inferred.model_config(model, keys)
     try:
-        code = train.main([*_overrides(options, config, run), *(["--dry-run"] if options.dry_run else [])])
+        code = train.main([*_overrides(options, model, keys, config, run), *(["--dry-run"] if options.dry_run else [])])
     except ValueError as error:
-        error.args = (_by_options(str(error), options.words) + _named_by_export(str(error), options.words),)
+        said = str(error)
+        error.args = (by_options(said, OPTIONS, options.words) + _inferred.named_by_export(said, model, keys),)
         raise
     if code:
         return code
@@ -134,74 +137,28 @@ def main(arguments: Sequence[str]) -> int:
     return code
 
 
-def _by_options(said: str, words: Sequence[str]) -> str:
-    """An error with the options of this command in place of the keys that they set, but for keys that were given."""
-    for key, option in OPTIONS.items():
-        if not any(re.search(key, word) for word in words):
-            said = re.sub(NO_PATH + key, option, said)
-    return said
-
-
-def _named_by_export(said: str, words: Sequence[str]) -> str:
-    """Where a column that is missing has its name from."""
-    missing = re.match(r"(data\.\w+_column)='.*' is not in", said)
-    model, keys = one_model(words)
-    if not missing or any(key.startswith(f"{missing[1]}=") for key in keys) or not _exported_data(Path(str(model))):
-        return ""
-    return f" It was called so when {model} was trained: give {missing[1]}=NAME."
-
-
-def _model_config(options: argparse.Namespace) -> Any:
-    """The Hugging Face config of the model. Raises ValueError."""
-    from transformers import AutoConfig
-
-    from pat.models.names import require_reachable, to_fetch
-
-    model, keys = one_model(options.words)
-    if model is None:
-        raise ValueError("no model is given: pat prune MODEL --data FILE ...")
-    if RunDir(Path(model)).config.is_file():
-        raise ValueError(f"{model} is a run: make a model of it with pat export {model} --out DIR, and prune that")
-    require_reachable(model, "MODEL")
-    try:
-        revision = next((key.partition("=")[2] for key in keys if key.startswith("model.revision=")), None)
-        return AutoConfig.from_pretrained(model, revision=revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        said = str(error).splitlines()[0]
-        raise ValueError(f"{model} is neither a model's folder nor its name: {said}{to_fetch(model)}") from error
-
-
 def _dtype(config: Any) -> str:
     """The precision that the model says it has, or transformers' default."""
     return DTYPES.get(str(getattr(config, "dtype", None)).removeprefix("torch."), "fp32")
 
 
-def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]:
+def _overrides(options: argparse.Namespace, model: str, keys: Sequence[str], config: Any, run: Path) -> list[str]:
     """The same run, as keys of `pat train`."""
-    from pat.models import limits
     from pat.zero.engine import accelerator
 
-    model, keys = one_model(options.words)
     if not options.data and not any(key.startswith(("data=", "data.source=")) for key in keys):
         raise ValueError("no --data FILE is given: the texts or rows that the model is calibrated on")
     if any(key.startswith("run.dir=") for key in keys):
         raise ValueError(f"run.dir cannot be given here: the run stands beside --out, in {run}")
-    task = options.task or _task(model, config)
-    classifies = task not in ("causal_lm", "chat")
-    recipe = f"{'encoder' if classifies else 'decoder'}{'_narrow' if options.keep else ''}"
-    columns = ("text_column", "text_pair_column", "label_column") if classifies else ("text_column",)
-    positions = limits.positions(config) or MAX_LENGTH
-    exported, length = _exported_data(Path(str(model))), options.max_length
-    if length is None:
-        length = exported.get("max_length") or min(MAX_LENGTH, positions)
+    task = options.task or _inferred.task_of(model, config, keys)
+    recipe = f"{'encoder' if _inferred.classifies(task) else 'decoder'}{'_narrow' if options.keep else ''}"
     defaults = [
         f"recipe={recipe}",
         f"task={task}",
-        f"model.path={quoted(str(model))}",
+        f"model.path={quoted(model)}",
         *(of_file("--data", options.data) if options.data else []),
         f"data.eval={quoted(options.eval) if options.eval else 'null'}",
-        f"data.max_length={length}",
-        *(f"data.{name}={quoted(exported[name])}" for name in columns if exported.get(name)),
+        *_inferred.samples(model, config, task, options.max_length),
         f"run.dir={quoted(str(run))}",
         "train.num_steps=0",
         f"engine.world_size={1 if options.ranks is None else options.ranks}",
@@ -210,12 +167,6 @@ def _overrides(options: argparse.Namespace, config: Any, run: Path) -> list[str]
         *(_structures(options) if options.keep else _weights(options)),
     ]
     return under(defaults, keys)
-
-
-def _exported_data(model: Path) -> dict[str, Any]:
-    """The `data` of the run that an export is of, so that both are evaluated on the same samples; empty: not known."""
-    data = ((read_json(model / "export.json") or {}).get("config") or {}).get("data") or {}
-    return {} if data.get("source") == ANOTHER_TRAINERS else data
 
 
 def _weights(options: argparse.Namespace) -> list[str]:
@@ -263,19 +214,3 @@ def _calibration(options: argparse.Namespace, kind: str, place: str) -> list[str
             raise ValueError(f"{flag} {value} would be ignored: --method {options.method} looks at no samples")
     keys = [f"{place}.{key}={value}" for key, (_, value) in given.items() if value is not None]
     return [*keys, f"{place}.reconstruct_lr={RECONSTRUCT_LR}"] if options.reconstruct == 0 else keys
-
-
-def _task(model: str | None, config: Any) -> str:
-    """What the model's head is for. Raises ValueError where that is nothing that can be evaluated."""
-    heads = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForSequenceClassification": "classification"}
-    names = list(getattr(config, "architectures", None) or [])
-    for name in names:
-        for head, task in heads.items():
-            if name.endswith(head):
-                amounts = task == "classification" and getattr(config, "problem_type", None) == "regression"
-                return "regression" if amounts else task
-    raise ValueError(
-        f"{model} is a {' or '.join(names) or 'model without an architecture in its config'}, whose task is not known: "
-        "give --task causal_lm, chat, classification or regression; for a model that was never fine-tuned, `pat train "
-        "recipe=encoder` fine-tunes and prunes it in one run"
-    )

@@ -78,7 +78,7 @@ def main(arguments: Sequence[str]) -> int:
         "--price-per-hour", type=float, metavar="X", help="price for a limit on cost_per_million_tokens"
     )
     parser.add_argument("--confident", action="store_true", help="judge by whole intervals, as `pat gate --confident`")
-    parser.add_argument("--dtype", choices=("fp32", "bf16", "fp16"), default="fp32", help="precision to measure in")
+    _models.add_dtype_option(parser, "measure")
     parser.add_argument("--jobs", type=int, default=1, metavar="N", help="runs at once (default: 1)")
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write (default: run.dir, else searches/NAME)"

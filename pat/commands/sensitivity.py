@@ -7,24 +7,36 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pat.commands import _inferred
 from pat.commands._help import command_parser, exit_codes
+from pat.commands._inferred import MAX_LENGTH, NO_MORE, by_options
 from pat.commands._overrides import SOURCES, of_file, one_model, under
 from pat.config.quoting import quoted
 from pat.run.directory import ExitCode
 
 WIDTH = 110  # of the table, at least
+# Keys of `pat train`, as errors name them, by which option sets them here.
+OPTIONS = {
+    r"task\.name\b": "--task",
+    r"data\.max_length\b": "--max-length",
+    r"data\.max_eval_samples\b": "--samples",
+    rf"data\.(train|eval){NO_MORE}": "--data",
+}
 
 EXAMPLES = """\
 examples:
-  pat sensitivity /models/llama --data heldout.jsonl --task causal_lm --max-length 512 --samples 32
+  pat sensitivity /models/llama --data heldout.jsonl --samples 32
   pat sensitivity recipe=sotu data.max_eval_samples=8 engine.dtype=fp32
-  pat sensitivity /models/my-classifier --data heldout.csv --task classification --max-length 128 \\
-      data.text_column=review --fractions 0.5,0.8 --kinds 'ffn,heads,*layers'
+  pat sensitivity /models/chat --data heldout.jsonl --task chat --max-length 1024
+  pat sensitivity /models/my-classifier --data heldout.csv --max-length 128 data.text_column=review \\
+      --fractions 0.5,0.8 --kinds 'ffn,heads,*layers'
 
 Each linear map of each layer loses its smallest weights; each structure (ffn, heads or kv_groups) its smallest units;
 layers, attention_layers and mlp_layers go as a whole. One at a time, on held-out data, nothing is trained. Shares
 become whole units: of three KV groups one or two go, and the table says 1/3 or 2/3. The folder holds cells.jsonl
 (finished ones; the same command goes on there), sensitivity.json, .csv and, with matplotlib, .png.
+
+Computed in bf16 on a GPU and in fp32 on a CPU, unless engine.dtype or a recipe says otherwise.
 
 """
 
@@ -33,15 +45,28 @@ def main(arguments: Sequence[str]) -> int:
     """`pat sensitivity`."""
     parser = command_parser(
         prog="pat sensitivity",
-        usage="pat sensitivity MODEL --data FILE --task TASK --max-length N [key=value ...] [options]\n"
+        usage="pat sensitivity MODEL --data FILE [key=value ...] [options]\n"
         "       pat sensitivity recipe=NAME [key=value ...] [options]",
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("words", nargs="*", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
     parser.add_argument("--data", metavar="FILE", help=f"held-out rows: {', '.join(SOURCES)}; all of them are used")
-    parser.add_argument("--task", help="what the model was trained for: causal_lm, chat, classification, regression")
-    parser.add_argument("--max-length", type=int, metavar="N", help="tokens of a sample (data.max_length)")
-    parser.add_argument("--samples", type=int, metavar="N", help="number of held-out samples, from all over the data")
+    parser.add_argument(
+        "--task", help="causal_lm, chat, classification, regression (default: what the model's head is for)"
+    )
+    parser.add_argument(
+        "--max-length",
+        type=int,
+        metavar="N",
+        help=f"tokens of a sample (default: {MAX_LENGTH}; of an export, what it was trained with)",
+    )
+    parser.add_argument(
+        "--samples",
+        type=int,
+        metavar="N",
+        help="held-out samples to measure the loss on, from all over the data (default: all); in `pat prune` these are "
+        "samples to calibrate on",
+    )
     parser.add_argument(
         "--fractions", default="0.25,0.5,0.75", metavar="X,...", help="shares to remove (default: 0.25,0.5,0.75)"
     )
@@ -53,10 +78,17 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--config-dir", metavar="DIR", help="more groups and recipes: DIR/recipe/NAME.yaml")
     options = parser.parse_intermixed_args(arguments)
-    fractions, overrides = _numbers(options.fractions), _overrides(options)
+    fractions = _numbers(options.fractions)
     from pat.config.compose import compose
 
-    return compose(overrides, lambda config: _measure(config, fractions, options))
+    try:
+        return compose(_overrides(options), lambda config: _measure(config, fractions, options))
+    except ValueError as error:
+        model, keys = one_model(options.words)
+        if not _has_recipe(keys):
+            said = str(error)
+            error.args = (by_options(said, OPTIONS, keys) + _inferred.named_by_export(said, model, keys),)
+        raise
 
 
 def _measure(config: Any, fractions: list[float], options: argparse.Namespace) -> int:
@@ -83,18 +115,30 @@ def _numbers(text: str) -> list[float]:
         raise ValueError(f"--fractions {text}: give numbers with commas between them, as 0.25,0.5") from None
 
 
+def _has_recipe(keys: Sequence[str]) -> bool:
+    return any(key.startswith("recipe=") for key in keys)
+
+
 def _overrides(options: argparse.Namespace) -> list[str]:
-    """Keys for Hydra. Without a recipe, keys that only training needs get arbitrary values."""
+    """Keys for Hydra. Without a recipe, the model says what no option does, and keys that only training needs get
+    arbitrary values."""
     model, keys = one_model(options.words)
     overrides = [f"model.path={quoted(model)}"] if model else []
     if options.data:
         overrides += [*of_file("--data", options.data), f"data.eval={quoted(options.data)}"]
-    overrides += [f"task={options.task}"] if options.task else []
-    overrides += [] if options.max_length is None else [f"data.max_length={options.max_length}"]
     if options.samples is not None and options.samples < 1:
         raise ValueError(f"--samples {options.samples}: give 1 or more, or leave it out to take all")
     overrides += [f"data.max_eval_samples={options.samples}"] if options.samples else []
-    if not any(key.startswith("recipe=") for key in keys):
+    if model and not _has_recipe(keys):
+        if not options.data and not any(key.startswith(("data=", "data.source=")) for key in keys):
+            raise ValueError("no --data FILE is given: held-out texts or rows to measure the loss on")
+        config = _inferred.model_config(model, keys)
+        task = options.task or _inferred.task_of(model, config, keys)
+        overrides += [f"task={task}", *_inferred.samples(model, config, task, options.max_length)]
+    else:
+        overrides += [f"task={options.task}"] if options.task else []
+        overrides += [] if options.max_length is None else [f"data.max_length={options.max_length}"]
+    if not _has_recipe(keys):
         from pat.zero.engine import accelerator
 
         dtype = "bf16" if accelerator() == "cuda" else "fp32"

@@ -72,7 +72,7 @@ class Reader:
     kinds: dict[str, tuple[bool, str]] = field(default_factory=dict)  # of a column: whether it holds texts, and where
 
     def read(self, path: Path, share: float | None = None) -> list[Part]:
-        """The log as one part, or as two of which the first has the given share of its rows. ValueError."""
+        """The log as one part, or as two of which the first has the given share of its lines. ValueError."""
         lines = count_lines(path)
         cut = 0 if share is None else round(lines * share)
         parts = [_Sample(random.Random(self.seed + i)) for i in range(2)]
@@ -85,13 +85,14 @@ class Reader:
                 raise ValueError(f"{sentence}{'; --skip-bad leaves such lines out' if some else ''}")
             skipped += 1
 
-        for place, (number, content) in enumerate(json_lines(path, torn.append, bad)):
+        for number, content in json_lines(path, torn.append, bad):
+            before = skipped + sum(part.seen for part in parts)  # lines, also those that are no JSON
             try:
                 row = self._row(content, f"{path}, line {number}")
             except ValueError as error:
                 bad(f"{path}, line {number}: {error}")
                 continue
-            parts[place >= cut].add(row)
+            parts[before >= cut].add(row)
         if skipped:
             self.notes.append(f"{path}: {skipped:,} lines that could not be used were left out")
         if torn:
@@ -102,7 +103,11 @@ class Reader:
         if share is None:
             return [Part(str(path), parts[1].seen, parts[1].rows)]
         if not all(part.rows for part in parts):
-            raise ValueError(f"{path} has {whole} rows, too few to be parted in two: give --reference, an older log")
+            empty = "last" if parts[0].rows else "first"
+            raise ValueError(
+                f"{path} has no row that can be used in its {empty} part, of {whole:,} in all: give --reference, an "
+                "older log, or another --first"
+            )
         names = (f"the first {parts[0].seen:,} rows of {path}", f"the last {parts[1].seen:,} rows of {path}")
         return [Part(name, part.seen, part.rows) for name, part in zip(names, parts, strict=True)]
 

@@ -15,9 +15,9 @@ from pat.profiling.figures import FEW, Profile
 NAME = 32  # columns that a model's name may fill before it is folded
 
 
-def blocks(profiles: Sequence[Profile], device: str, requests: int, confidence: float) -> Iterator[Any]:
+def blocks(profiles: Sequence[Profile], device: str, dtype: str, requests: int, confidence: float) -> Iterator[Any]:
     """The parts that rich prints, in order."""
-    yield Text(f"device: {device}; {requests} requests of each model, one at a time, in turn")
+    yield Text(f"device: {device}, in {dtype}; {requests} requests of each model, one at a time, in turn")
     yield _latencies(profiles)
     yield _ratios(profiles, confidence)
     yield _sizes(profiles)

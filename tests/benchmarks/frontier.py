@@ -29,7 +29,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -77,8 +76,9 @@ class Measured:
 class Runner:
     """Runs the commands of a row, and notes them as one would type them."""
 
-    def __init__(self, folder: Path, execute: Callable[..., Any] = subprocess.run) -> None:
-        self.folder, self.execute = folder, execute
+    def __init__(self, folder: Path, execute: Callable[..., Any] | None = None) -> None:
+        self.folder, self.execute = folder, execute or self._execute
+        self.child: subprocess.Popen[bytes] | None = None  # the running command
         self.log = folder / LOG
         self.finished: dict[str, list[str]] = {}  # commands of the row, and the configs of what they wrote
         self.asked_to_stop = False
@@ -97,6 +97,7 @@ class Runner:
         else:
             (place / DONE).unlink()  # where this start is killed, the row begins again
         self.log, self.finished = place / LOG, earlier["finished"] if earlier else {}
+        measured.cpu_seconds = spent = earlier["cpu_seconds"] if earlier else 0
         try:
             if method.peer:
                 self.install(PEERS[method.peer], measured)
@@ -104,8 +105,7 @@ class Runner:
             try:
                 model = yield_from(self.commands(row, place), lambda command: self.run(command, measured))
             finally:
-                measured.cpu_seconds = round(cpu_seconds_of_children() - before)
-                measured.cpu_seconds += earlier["cpu_seconds"] if earlier else 0
+                measured.cpu_seconds = spent + round(cpu_seconds_of_children() - before)
             measured.versions = {name: importlib.metadata.version(name) for name in VERSIONS}
             if method.peer:
                 measured.versions |= {f"{method.peer}: {k}": v for k, v in PEERS[method.peer].versions().items()}
@@ -142,18 +142,23 @@ class Runner:
         self.folder.mkdir(parents=True, exist_ok=True)
         with self.log.open("w") as output, signals.handled(self.stop):
             done = self.execute(command, cwd=ROOT, env=own, stdout=output, stderr=subprocess.STDOUT)
-        stopped = done.returncode in (ExitCode.PREEMPTED, -signal.SIGTERM, -signal.SIGINT)
         if done.returncode == 0:
             self.finished[measured.commands[-1]] = written = config_written(command)
             measured.configs += written
-        if self.asked_to_stop and (stopped or done.returncode == 0):
+        if self.asked_to_stop:  # whatever the command's exit code: a peer's script may have any
             raise Stopped(ExitCode.PREEMPTED)
         if done.returncode:
             raise Failed(tidy(self.log.read_text()[-SHOWN:]))
 
+    def _execute(self, command: Command, **given: Any) -> subprocess.CompletedProcess[bytes]:
+        self.child = child = subprocess.Popen[bytes](command, **given)
+        return subprocess.CompletedProcess(command, child.wait())
+
     def stop(self, number: int, frame: Any) -> None:
-        """The running command has the signal, too, and leaves when it has saved."""
+        """The running command gets the signal, too, and leaves when it has saved. Ctrl-C it has from the terminal."""
         self.asked_to_stop = True
+        if self.child is not None and number in signals.BY_OTHERS:
+            self.child.send_signal(number)
 
     def commands(self, row: Row, place: Path) -> Iterator[Command | str]:
         """The commands, and last the folder that they made."""

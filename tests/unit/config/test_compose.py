@@ -537,6 +537,15 @@ def test_help_lists_no_exit_code_of_training_where_nothing_is_trained(command, c
     )
 
 
+@pytest.mark.parametrize("command", ["compare", "evaluate", "export", "gate", "monitor", "profile", "prune", "search"])
+def test_help_says_which_precision_is_the_default(command, capsys):
+    """Would catch: fp32 on a GPU, of a model in bf16, where nothing says so."""
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    said = capsys.readouterr().out.partition("  --dtype ")[2].partition("\n  --")[0]
+    assert "(default: " in " ".join(said.split())
+
+
 def test_help_of_a_search_lists_the_verdict_of_envelopes_but_no_alert(capsys):
     with pytest.raises(SystemExit):
         cli.main(["search", "--help"])

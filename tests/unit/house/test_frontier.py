@@ -222,6 +222,34 @@ def test_a_peer_that_fails_leaves_its_command_and_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("peers")
+def test_a_row_that_is_stopped_while_its_peer_is_installed_goes_on(tmp_path: Path) -> None:
+    """Would catch: no processor time where nothing of the row has run, or an exit code of 1 that is a failed row."""
+    (PEERS["llmcompressor"].folder / "installed.txt").unlink()
+    row, machine = Row("addresses", 0, "50", "llmcompressor-wanda", 0), Machine("install")
+    runner = Runner(tmp_path / "runs", machine)
+
+    def stopped(command: list[str], **given: Any) -> subprocess.CompletedProcess[str]:
+        if "install" in command:
+            runner.stop(2, None)
+        return machine(command, **given)
+
+    runner.execute = stopped
+    with pytest.raises(SystemExit):
+        runner.measure(row)
+    measured = Runner(tmp_path / "runs", Machine()).measure(row)
+    assert (measured.value, measured.error) == (39.2, None) and (measured.cpu_seconds or 0) < 10
+
+
+def test_a_signal_to_the_runner_reaches_its_command(tmp_path: Path) -> None:
+    """Would catch: a training that goes on for hours when its runner is asked to stop."""
+    waits = "signal.signal(15, lambda *_: sys.exit(1)); os.kill(os.getppid(), 15); time.sleep(60); sys.exit(0)"
+    runner = Runner(tmp_path)
+    with pytest.raises(SystemExit) as left:
+        runner.run([sys.executable, "-c", f"import os, signal, sys, time; {waits}"], Measured("perplexity"))
+    assert left.value.code == 85 and runner.child is not None and runner.child.returncode == 1
+
+
+@pytest.mark.usefixtures("peers")
 @pytest.mark.parametrize("target, flags", [("ffn=0.5", "ffn=0.5"), ("layers=20", "layers=20")])
 def test_a_smaller_model_is_cut_in_this_environment_and_trained_as_long(
     tmp_path: Path, target: str, flags: str

@@ -321,7 +321,8 @@ def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, ca
         ('{"prompt": "a"\n{"prompt": "b"}\n', [], "line 1 is not JSON"),
         ('{"q": 1}\n', [], "line 1: there is no column prompt"),
         ('{"prompt": "a"}\n' * 2, ["--reference", "{folder}/old.csv"], "old.csv is a table, and only"),
-        ('{"prompt": "a"}\n', [], "too few to be parted"),
+        ('{"prompt": "a"}\n', [], "has no row that can be used in its first part, of 1 in all"),
+        ('{"prompt": "a"}\n' * 2 + "{\n{\n", ["--skip-bad"], "has no row that can be used in its last part, of 2 in"),
         ('{"prompt": "a"}\n{"prompt": "b"}\n', ["--slices", "domain"], "there is no column domain"),
         ('{"prompt": "a", "d": "x"}\n' * 2, ["--slices", "d", "--mix", "{plain}"], "has no slices, so shares of d"),
         ('{"prompt": "a", "t": 1}\n{"prompt": "a", "t": "b"}\n', ["--columns", "t"], "t is a text, but a number in"),
@@ -365,5 +366,8 @@ def test_of_a_long_log_every_row_is_as_likely(tmp_path: Path, monkeypatch: Any) 
     torn = tmp_path / "torn.jsonl"
     torn.write_text('{"prompt": "a"}\n{"prom\n{"prompt": "b"}\n')
     assert traffic.Reader(traffic.Columns(), skip_bad=True).read(torn)[0].total == 2
+    log.write_text("no JSON\n\n" * 20 + '{"q": 1}\n' * 10 + '{"prompt": "a"}\n' * 70)
+    parted = traffic.Reader(traffic.Columns(), skip_bad=True).read(log, 0.5)
+    assert [part.total for part in parted] == [20, 50], "lines that are left out count where the log is parted"
     with pytest.raises(ValueError, match="line 2 is not JSON: .*; --skip-bad leaves such lines out"):
         traffic.Reader(traffic.Columns()).read(torn)

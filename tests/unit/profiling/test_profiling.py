@@ -128,11 +128,11 @@ def test_slow_models_fit_into_the_tables() -> None:
     made = plan.of_lengths([(128, 4)], [1, 8], 6)
     found = [replace(one, folder="runs/[red]a model") for one in profiled(made, [1.6, 0.9], price=2.0)]
     console = Console(width=120, file=io.StringIO(), highlight=False, markup=False)
-    for block in report.blocks(found, "a device", 6, 0.95):
+    for block in report.blocks(found, "a device", "fp32", 6, 0.95):
         console.print(block)
     shown = cast(io.StringIO, console.file).getvalue()
     assert shown.count("runs/[red]a model") >= 7 and "\u2026" not in shown and "e+0" not in shown
-    assert "a device" in shown
+    assert "a device, in fp32;" in shown
 
 
 def test_classifiers_have_one_forward() -> None:

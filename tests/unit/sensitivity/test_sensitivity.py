@@ -368,18 +368,33 @@ def test_the_command_goes_on_where_it_was_stopped(tmp_path: Path, capfd: Any, mo
     assert "was measured with " in capfd.readouterr().err
 
 
-def test_a_model_and_a_file_are_enough(tmp_path: Path) -> None:
+def test_a_model_and_a_file_are_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: a task or a length that is asked for though the model says it, or that wins over a key."""
+    config = models.config("llama")
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", lambda *_, **__: config)
+
     def overrides(*words: str, **given: Any) -> list[str]:
         options = dict.fromkeys(("data", "task", "max_length", "samples", "config_dir")) | given
         return sensitivity._overrides(SimpleNamespace(words=list(words), **options))  # pyright: ignore
 
     assert overrides("recipe=sotu", samples=4) == ["data.max_eval_samples=4", "recipe=sotu"]
-    found = overrides("/m o/it's", "engine.dtype=bf16", data="a,b.csv", task="chat", max_length=9)
+    found = overrides("m o/it's", "engine.dtype=bf16", data="a,b.csv", task="chat", max_length=9)
     assert found[:3] == ["train.num_steps=1", "train.global_batch_size=8", "optim.lr=1"]
     assert found[3:] == [
-        "model.path='/m o/it\\'s'", "data=csv", "data.train='a,b.csv'", "data.eval='a,b.csv'", "task=chat",
+        "model.path='m o/it\\'s'", "data=csv", "data.train='a,b.csv'", "data.eval='a,b.csv'", "task=chat",
         "data.max_length=9", "engine.dtype=bf16",
     ]  # fmt: skip
+    with pytest.raises(ValueError, match="whose task is not known: give --task"):
+        overrides("m/it", data="a.csv")
+    assert overrides("m/it", "task=chat", data="a.csv")[-2:] == ["data.max_length=64", "task=chat"]
+    config.architectures = ["LlamaForSequenceClassification"]
+    data = {"max_length": 24, "text_column": "review", "label_column": "stars"}
+    (tmp_path / "export.json").write_text(json.dumps({"config": {"data": data}}))
+    assert overrides(str(tmp_path), "engine.dtype=fp32", data="a.csv")[-5:-1] == [
+        "task=classification", "data.max_length=24", "data.text_column='review'", "data.label_column='stars'",
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match="no --data FILE is given: held-out"):
+        overrides("m/it")
     with pytest.raises(ValueError, match="a and b are 2 models: give one"):
         overrides("a", "b")
     with pytest.raises(ValueError, match="--data x.pdf must end in"):
@@ -392,7 +407,7 @@ def test_a_folder_and_a_file_are_measured(tmp_path: Path, capfd: Any, monkeypatc
     model.save_pretrained(tmp_path / "it's, a model")
     rows = tmp_path / "held out.jsonl"
     rows.write_text("".join(json.dumps({"text": f"text number {i} " * 4}) + "\n" for i in range(9)))
-    given = ["--data", str(rows), "--task", "causal_lm", "--max-length", "16", "--kinds", "layers"]
+    given = ["--data", str(rows), "--max-length", "16", "--kinds", "layers"]
     out = tmp_path / "out"
     assert pat(str(tmp_path / "it's, a model"), *given, "model.tokenizer=byte", "--out", str(out)) == 0
     found = json.loads((out / "sensitivity.json").read_text())
@@ -402,6 +417,8 @@ def test_a_folder_and_a_file_are_measured(tmp_path: Path, capfd: Any, monkeypatc
     model.save_pretrained(tmp_path / "it's, a model")
     assert pat(str(tmp_path / "it's, a model"), *given, "model.tokenizer=byte", "--out", str(out)) == 2
     assert "was measured with weights=" in capfd.readouterr().err
+    assert pat(str(tmp_path / "it's, a model"), "--data", str(rows), "--max-length", "0") == 2
+    assert "--max-length" in (said := capfd.readouterr().err) and "data.max_length" not in said
 
 
 def test_an_untrained_classification_head_is_a_sentence(tmp_path: Path, capfd: Any, monkeypatch: Any) -> None:
