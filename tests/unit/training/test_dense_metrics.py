@@ -72,7 +72,7 @@ def test_the_dense_model_is_measured_before_anything_is_pruned(
         monkeypatch.setattr(train, name, lambda training: None)
     training: Any = SimpleNamespace(
         progress=Progress(), pruner=pruner, config=config, agree=lambda due: (False, False),
-        due=SimpleNamespace(checkpoint=lambda: False, early_stop=lambda: False), guard=None,
+        due=SimpleNamespace(checkpoint=lambda cut_next: False, early_stop=lambda: False), guard=None,
     )  # fmt: skip
     training.begins = partial(Training.begins, training)
     if pruner.first_soft_step != 0:
