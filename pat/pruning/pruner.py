@@ -267,7 +267,12 @@ class Pruner:
 
     def cuts_next(self, t: int) -> bool:
         """Whether the loop's next step, t, makes a calibrated cut: its own, or that of the gates of step t + 1."""
-        return any(step in (t, t + 1) for step in self.cuts) and self.cuts_from(t) > self.cuts_from(t + 2)
+        return not self._calibrated_cuts.isdisjoint((t, t + 1))
+
+    @cached_property
+    def _calibrated_cuts(self) -> frozenset[int]:
+        calibrated = (pruner for pruner in self.pruners if (needs := pruner.calibration) and not needs.once)
+        return frozenset(step for pruner in calibrated for step, _ in timetable.moves(pruner))
 
     @property
     def first_soft_step(self) -> int | None:
