@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -117,6 +118,11 @@ class PlainEngine:
     def load_checkpoint(self, *args: Any, **kwargs: Any) -> tuple[None, dict[str, Any]]:
         """There is none."""
         return None, {}
+
+
+def surround(pruner: Pruner, **given: Any) -> None:
+    """Give a pruner's cuts samples, or other `Surroundings`; what is not named stays."""
+    pruner.calibrator.surroundings = replace(pruner.calibrator.surroundings, **given)
 
 
 def build(config: Config, model: nn.Module, accumulation: int = 1) -> tuple[PlainEngine, Pruner]:

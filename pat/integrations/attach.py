@@ -29,6 +29,7 @@ from pat.integrations import saved
 from pat.integrations.groups import follow, give_back_decay, note_decay, split_groups, split_in_place
 from pat.integrations.settings import Settings
 from pat.integrations.waiting import await_initialize
+from pat.pruning.calibration.calibrator import Surroundings
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.pruner import Pruner, StepStats
 from pat.pruning.structures.pruner import StructurePruner
@@ -154,17 +155,21 @@ class Pruning:
                 f"DeepSpeed's engine stands at step {engine.global_steps} without the pruner's state: attach before "
                 "its first step, and load a checkpoint that has a `pat` folder"
             )
-        self._take_samples(self.pruner)
-        if self.calibration_dir is not None:
-            world = self.pruner.layout.world
-            say, warn = (partial(_said_once, world, how) for how in (_log.info, _log.warning))
-            self.pruner.journals = Journals(self.calibration_dir, world, say, warn)
+        self.pruner.calibrator.surroundings = self._surroundings(self.pruner.layout.world)
+        self._check_samples(self.pruner)
         self.pruner.begin(engine.global_steps)
 
-    def _take_samples(self, pruner: Pruner) -> None:
-        """For the cuts that are still to come; what is wrong with them is said now. ValueError. Collective."""
+    def _surroundings(self, world: Comm) -> Surroundings:
+        given: dict[str, Any] = {}
         if self.samples is not None:
-            pruner.samples = partial(samples_.taken, self.samples, world=pruner.layout.world)
+            given["samples"] = partial(samples_.taken, self.samples, world=world)
+        if self.calibration_dir is not None:
+            say, warn = (partial(_said_once, world, how) for how in (_log.info, _log.warning))
+            given["journals"] = Journals(self.calibration_dir, world, say, warn)
+        return Surroundings(**given)
+
+    def _check_samples(self, pruner: Pruner) -> None:
+        """For the cuts that are still to come; what is wrong with them is said now. ValueError. Collective."""
         for each in pruner.pruners:
             if each.hardened or not (needs := each.calibration):
                 continue
@@ -172,7 +177,7 @@ class Pruning:
                 raise ValueError(
                     f"{needs.key} is calibrated on samples: give attach `samples`, some batches of this rank"
                 )
-            pruner.samples(needs.num_samples)
+            pruner.calibrator.surroundings.samples(needs.num_samples)
         pruner.check_calibration()
 
     def _step(self, *args: Any, **kwargs: Any) -> Any:

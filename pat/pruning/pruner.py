@@ -12,9 +12,6 @@ once DeepSpeed is certain to take it; gates before the forward that sees them: a
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
@@ -26,15 +23,11 @@ from pat.common.hashing import MaskHash, WeightsHash
 from pat.common.parameters import DTYPES
 from pat.models import adapters
 from pat.pruning import compatibility, nested, state_keys, timetable
-from pat.pruning.calibration.back import Loss, check_labels, own_loss
-from pat.pruning.calibration.journal import Journal, Journals
+from pat.pruning.calibration.calibrator import Calibrator
+from pat.pruning.calibration.fitted import fitted_weights
 from pat.pruning.calibration.needs import Needs
-from pat.pruning.calibration.skeleton import stack_of
-from pat.pruning.calibration.statistics import SquaredNorm
-from pat.pruning.calibration.walk import Walk
 from pat.pruning.clock import Clock
 from pat.pruning.seam import Seam
-from pat.pruning.structures.fitted import fitted_weights
 from pat.pruning.structures.pruner import StructurePruner
 from pat.pruning.totals import Totals
 from pat.pruning.types import PromiseBroken
@@ -58,13 +51,6 @@ class StepStats:
     warnings: list[str] = field(default_factory=list[str])  # what a user should know of this step
 
 
-def _no_samples(number: int) -> list[Any]:
-    raise ValueError(
-        "A method that looks at the inputs of matrices needs calibration samples, and nothing gave the pruner any: see "
-        "`samples` of attach and PruningCallback"
-    )
-
-
 class Pruner:
     """All pruners of a run."""
 
@@ -73,12 +59,6 @@ class Pruner:
         self.weight_pruners: list[WeightPruner] = []
         self.structure_pruners: list[StructurePruner] = []
         self.peak_bytes = 0
-        self.samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
-        self.loss: Loss = own_loss  # of a model for a batch, summed over what it counts
-        self.on_layer: Callable[[int, int], None] = lambda index, number: None  # called at each layer of a walk
-        self.on_gradients: Callable[[], AbstractContextManager[None]] = nullcontext  # around the pass that takes them
-        self.warn: Callable[[str, str], None] = lambda title, text: None  # (title, text) of what the user should know
-        self.journals = Journals()  # results of cuts that are not in a checkpoint yet
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
 
@@ -109,70 +89,30 @@ class Pruner:
         """Find this rank's shards and install the hooks. Without pruners DeepSpeed stays exactly as it is."""
         self.engine, self.layout = engine, layout_of(engine)
         self._finite = True
-        self.weights = fitted_weights(self.layout, self.config.peft, self.stock)
+        self.calibrator = Calibrator(
+            engine.module,
+            self.stock,
+            fitted_weights(self.layout, self.config.peft, self.stock),
+            DTYPES[self.config.engine.dtype],
+            self.layout.world,
+            [structures.gate for structures in self.structure_pruners],
+        )
         for pruner in self.pruners:
-            pruner.bind(self.layout)
+            pruner.bind(self.layout, self.calibrator)
         self.seam = Seam(self.layout, self.weight_pruners, self.config.engine.kernels)
         if self.pruners:
             self.layout.replace_norm(self.masked_norm, lambda: self._finite)
             compute_as_everywhere(engine.module, self.layout.partitioned)
-        for pruner in self.pruners:
-            if needs := pruner.calibration:
-                pruner.walk = partial(self._walk, needs)
-                if isinstance(pruner, WeightPruner):
-                    pruner.back = partial(self._back, needs)
-                    pruner.on_gradients = lambda: self.on_gradients()
-                pruner.journal = partial(self._journal, pruner.name)
-        for structures in self.structure_pruners:
-            structures.weights = self.weights
         if self.weight_pruners:
             self.seam.install()
 
-    @torch.no_grad()
     def check_calibration(self) -> None:
-        """Raise NotCalibrated at the start of a run for a model whose layers no later cut could be calibrated on: a
-        micro-batch goes through them up to the first with a matrix. ValueError for samples without the labels that it
-        will need. Collective."""
+        """Raise, at the start of a run, what would keep a later cut from being calibrated (`Calibrator.check`).
+        Collective."""
         for pruner in self.pruners:
-            if pruner.hardened or not (needs := pruner.calibration):
-                continue
-            if isinstance(pruner, WeightPruner) and pruner.prior.inputs:  # they are measured once
-                continue
-            stack, dtype = stack_of(self.stock, list(needs.shapes)), DTYPES[self.config.engine.dtype]
-            batches = self.samples(1)[:1]
-            if needs.back and self.loss is own_loss:
-                check_labels(batches)
-            for layer in Walk(self.engine.module, self.weights.whole, stack, batches, dtype, self.layout.world):
-                if own := [name for name in needs.shapes if name.startswith(f"{layer.name}.")]:
-                    layer.collect(dict.fromkeys(own, (SquaredNorm,)))
-                    break
-
-    def _walk(self, needs: Needs, follow: bool = False) -> Walk:
-        """Over the layers with a pruner's matrices, on this rank's calibration samples. Collective."""
-        module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
-        batches, stack = self.samples(needs.num_samples), stack_of(self.stock, list(needs.shapes))
-        narrow = partial(self.weights.narrow, dtype=dtype)
-        seen = self.on_layer, follow, self.warn, narrow
-        walk = Walk(module, self.weights.whole, stack, batches, dtype, layout.world, *seen)
-        for structures in self.structure_pruners:
-            structures.gate(walk)
-        if said := needs.too_few(walk.tokens):
-            self.warn("few calibration tokens", said)
-        return walk
-
-    def _back(self, needs: Needs) -> tuple[Walk, list[Any], Loss]:
-        """The layers and samples through which the loss's gradients go back. Collective."""
-        module, layout, dtype = self.engine.module, self.layout, DTYPES[self.config.engine.dtype]
-        batches, stack = self.samples(needs.back), stack_of(self.stock, list(needs.shapes))
-        rows = max((len(batch["input_ids"]) for batch in batches), default=1)
-        together = int(layout.world.sum(torch.tensor(rows)))
-        batches = batches[: math.ceil(needs.back / together)]  # of those of whole steps
-        narrow = partial(self.weights.narrow, dtype=dtype)
-        walk = Walk(module, self.weights.whole, stack, batches, dtype, layout.world, in_dtype=narrow)
-        return walk, batches, self.loss
-
-    def _journal(self, name: str, *cut: Any) -> Journal:
-        return self.journals.open(name, *cut)
+            measured = isinstance(pruner, WeightPruner) and pruner.prior.inputs  # once, and it has been
+            if not pruner.hardened and not measured and (needs := pruner.calibration):
+                self.calibrator.check(needs)
 
     def follow(self, clock: Clock) -> None:
         """Let all schedules go by one clock, which may hold and stop them."""
@@ -347,12 +287,12 @@ class Pruner:
 
     def ended(self) -> None:
         """Remove all journals: the run is over. One rank only."""
-        self.journals.remove([pruner.name for pruner in self.pruners])
+        self.calibrator.surroundings.journals.remove([pruner.name for pruner in self.pruners])
 
     def saved(self) -> None:
         """Remove the journals: a checkpoint holds their cuts now. One rank only."""
         for pruner in self.pruners:
-            self.journals.forget(pruner.name, pruner.selected_at)
+            self.calibrator.surroundings.journals.forget(pruner.name, pruner.selected_at)
 
     def load_state(self, reader: Any, shared: dict[str, Any]) -> None:
         """Fill this rank's masks, scores and dense weights, and the gates, from a checkpoint of any layout."""

@@ -7,6 +7,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 
 from pat.config.frozen import same_command
+from pat.pruning.calibration.journal import Journals
 from pat.pruning.timetable import steps
 from pat.run.preemption import Preempted
 from pat.training.progress import Progress
@@ -17,8 +18,8 @@ class Calibrating:
     """What a calibrated cut calls: no rank hangs, the user sees where it is, and at its end what it took; a request to
     stop ends its walk over the layers between two of them."""
 
-    def __init__(self, training: Training) -> None:
-        self.training = training
+    def __init__(self, training: Training, journals: Journals) -> None:
+        self.training, self.journals = training, journals
         self.started, self.announced = 0.0, False
         self.before = 0.0  # when the layer before began
         self.gradients_s = 0.0  # that taking the loss's gradients took, before the walk
@@ -41,7 +42,7 @@ class Calibrating:
             self.started, self.announced = now, False
         seconds, layer_s, self.before = now - self.started, now - self.before, now
         asked, better_now = training.agree(_better_now(training, seconds, index, number))
-        if asked and better_now and training.pruner.journals.kept:
+        if asked and better_now and self.journals.kept:
             raise Preempted(
                 f"stopped on request in the cut at step {training.progress.step}, after {index} of {number} layers, "
                 f"which are kept{_trained_again(training.progress)}: {same_command(training.run.path)} goes on"

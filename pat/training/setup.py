@@ -23,6 +23,7 @@ from pat.data.checks import labels_of
 from pat.data.example import example
 from pat.models import config_files, trainable, weight_files
 from pat.models.build import build_model
+from pat.pruning.calibration.calibrator import Surroundings
 from pat.pruning.calibration.journal import Journals
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures.depth import dropped_layers
@@ -121,13 +122,19 @@ def build(run_dir: Path) -> Training:
     there, batches = prepared.to_calibrate(), training.feed.batches
     if prepared.calibration is not None:
         batches = sampler.BatchLoader(prepared.calibration, *feed, prefetch=False).batches
-    pruner.samples, calibrating = partial(_first_samples, config, batches, there), Calibrating(training)
-    pruner.on_layer, pruner.on_gradients = calibrating.on_layer, calibrating.on_gradients
-    pruner.warn, pruner.loss = training.tracker.warn, partial(_summed_loss, task)
+    say, warn = training.tracker.say, training.tracker.warn
+    journals = Journals(directory.calibration, world, say, partial(warn, "cut not kept"))
+    calibrating = Calibrating(training, journals)
+    pruner.calibrator.surroundings = Surroundings(
+        samples=partial(_first_samples, config, batches, there),
+        loss=partial(_summed_loss, task),
+        on_layer=calibrating.on_layer,
+        on_gradients=calibrating.on_gradients,
+        warn=warn,
+        journals=journals,
+    )
     if said := lost_zeros(model, config, pruner.owner, world):
-        training.tracker.warn("zeros not kept", said)
-    say, warn = training.tracker.say, partial(training.tracker.warn, "cut not kept")
-    pruner.journals = Journals(directory.calibration, world, say, warn)
+        warn("zeros not kept", said)
     if config.envelope:
         training.guard = Guard(config, progress, pruner, task)
         pruner.follow(progress.clock)

@@ -36,6 +36,7 @@ from transformers import (
 from pat.checkpoint import store
 from pat.common.parameters import DTYPES
 from pat.models import trainable
+from pat.pruning.calibration.calibrator import Surroundings
 from pat.pruning.pruner import Pruner
 from pat.schema import Config, PrunerConfig
 from pat.training import learning_rate
@@ -327,7 +328,9 @@ def build(config: Config, reference: Any = None) -> Trained:
     pruner.attach(model)
     engine = ds.build_engine(config, model, pruner.owner, ds.deepspeed_config(config))
     pruner.bind(engine)
-    pruner.samples = lambda number: [inputs(batch(-1 - i, 0, config), config) for i in range(max(1, number // 64))]
+    pruner.calibrator.surroundings = Surroundings(
+        samples=lambda number: [inputs(batch(-1 - i, 0, config), config) for i in range(max(1, number // 64))]
+    )
     trained = Trained(config, engine, pruner)
     pruner.begin(0)
     return trained

@@ -23,6 +23,7 @@ from transformers.loss.loss_utils import ForCausalLMLoss
 from pat.integrations import attach
 from pat.integrations.attach import Pruning
 from pat.integrations.hf import PruningCallback, export_pruned
+from pat.pruning.calibration.calibrator import Surroundings
 from pat.schema import PrunerConfig
 from pat.training import learning_rate
 from pat.zero import engine as ds
@@ -176,7 +177,7 @@ def our_loop(case: str) -> tuple[Any, dict[str, Any]]:
     kind, overrides = CASES[case]
     config = make_config(kind, **OPTIM | overrides)
     ours = build(config)
-    ours.pruner.samples = lambda number: first_rows(config, number)
+    ours.pruner.calibrator.surroundings = Surroundings(samples=lambda number: first_rows(config, number))
     ours.run(0, STEPS)
     said = {"ours": digest(ours), "target": ours.pruner.totals.target}
     ours.engine.destroy()

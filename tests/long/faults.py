@@ -68,7 +68,7 @@ TESTS: dict[str, list[str]] = {  # by file or folder, the longest first: quick o
     "pat/pruning/criteria/wanda.py": CALIBRATED,
     "pat/pruning/gates/obs.py": CALIBRATED,
     "pat/pruning/structures/calibrated.py": CALIBRATED,
-    "pat/pruning/structures/fitted.py": CALIBRATED,
+    "pat/pruning/calibration/fitted.py": CALIBRATED,
     "pat/pruning/weights/calibrated.py": [*CALIBRATED, unit("test_memory.py")],
     "pat/pruning/weights/allocation.py": [unit("test_allocation.py"), *CALIBRATED],
     "pat/pruning/weights/whole.py": [*CALIBRATED, unit("test_selection.py")],

@@ -708,7 +708,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("added_up(self.anatomy, layer.name)", "{}", "what the layers below lack is not made up for"),
         ("            raise ValueError(refused[0])", "            pass", "a fit that fails leaves zeros"),
     ],
-    "pat/pruning/structures/fitted.py": [
+    "pat/pruning/calibration/fitted.py": [
         ("values if added is None else values - added", "values", "adapters are in the fitted weights, and on top"),
         (
             "added is None else self.layout.whole(saved) + added",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from pat.models.anatomy import Anatomy, Projection
+from pat.pruning.calibration.fitted import FittedWeights
 from pat.pruning.calibration.gap import Gap
 from pat.pruning.calibration.journal import KEEP, Journal
 from pat.pruning.calibration.needs import Needs, is_out_of_memory, too_large
@@ -23,7 +24,6 @@ from pat.pruning.calibration.statistics import InputStatistic
 from pat.pruning.calibration.walk import Layer, Walk
 from pat.pruning.gates import CalibratedGate, GateMethod
 from pat.pruning.schedules import Timeline
-from pat.pruning.structures.fitted import FittedWeights
 from pat.pruning.structures.sites import Site
 
 

@@ -19,7 +19,6 @@ State is replicated: every rank computes the same from the same sums. It is in r
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -29,13 +28,12 @@ from torch import Tensor
 from pat.models import adapters
 from pat.models.families import anatomy as anatomy_of
 from pat.pruning import registry
-from pat.pruning.calibration.journal import Journal, Journals
+from pat.pruning.calibration.calibrator import Calibrator
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.walk import Walk
 from pat.pruning.gates import BY_GRADIENT, OF_NO_STEP, CalibratedGate
 from pat.pruning.structures import calibrated, folding, parts, ties
 from pat.pruning.structures.agreement import check_agreement
-from pat.pruning.structures.fitted import FittedWeights
 from pat.pruning.structures.gate_history import GateHistory
 from pat.pruning.structures.gate_state import GateState
 from pat.pruning.structures.gate_training import Moment, far_from_1, gate_training
@@ -83,9 +81,6 @@ class StructurePruner:
         self.num_pruned = 0  # parameters
         self.kept_gates: dict[str, float] | None = None  # how near to 1 the learned gates of what stays ended
         self.due(0)  # raises where the schedule starts above the budget
-        self.walk: Callable[[bool], Walk] | None = None  # walks over the layers, for calibrated methods,
-        self.weights: FittedWeights | None = None  # and what these fit
-        self.journal: Callable[..., Journal] = partial(Journals().open, name)  # from (step, settings)
         if isinstance(self.method, CalibratedGate):
             calibrated.check(name, self.method, self.anatomy, self.sites, self.timeline)
         if self.needs not in OF_NO_STEP:
@@ -172,9 +167,9 @@ class StructurePruner:
         """What has to be measured at the cut; None: the gate looks at no inputs."""
         return calibrated.needs(f"pruners.{self.name}.gate", self.method, self.anatomy, self.sites)
 
-    def bind(self, layout: ZeroLayout) -> None:
-        """The shards whose weights the gates will be folded into."""
-        self.layout = layout
+    def bind(self, layout: ZeroLayout, calibrator: Calibrator | None = None) -> None:
+        """The shards whose weights the gates will be folded into; a calibrator, where it looks at inputs."""
+        self.layout, self.calibrator = layout, calibrator
 
     def begin(self, t: int) -> None:
         """Prepare the forward of step `t`. Collective where flags are chosen."""
@@ -218,15 +213,16 @@ class StructurePruner:
     @torch.no_grad()
     def _cut(self, t: int, method: CalibratedGate) -> None:
         """The final flags by what goes into the consuming matrices, which are fitted. Collective."""
-        assert self.walk is not None and self.weights is not None, "Pruner.bind gives them"
-        cutter = calibrated.Cutter(method, self.anatomy, self.sites, self.weights, self.seed)
-        counts = self.goal.choice
+        calibrator, needs, counts = self.calibrator, self.calibration, self.goal.choice
+        assert calibrator and needs
+        cutter = calibrated.Cutter(method, self.anatomy, self.sites, calibrator.weights, self.seed)
         if self.budget.sparsity is not None:  # else the shape says how many units stay
-            costs = cutter.costs(self.walk(False), self.journal(t, (method, list(counts.keep)), "costs"))
+            journal = calibrator.journal(self.name, t, (method, list(counts.keep)), "costs")
+            costs = cutter.costs(calibrator.walk(needs), journal)
             counts = self.budget.choose(self.anatomy, self.sites, costs, comparable=method.comparable)
         kept = {name: int(flags.sum()) for name, flags in counts.keep.items()}
-        journal = self.journal(t, (method, kept, self.seed))
-        self.state.keep = self.units.join(cutter.cut(self.walk(method.follows), kept, journal))
+        journal = calibrator.journal(self.name, t, (method, kept, self.seed))
+        self.state.keep = self.units.join(cutter.cut(calibrator.walk(needs, method.follows), kept, journal))
         if self.adapted:  # without adapters, folding the gates does this
             self.layout.refresh_forward()
         self._count()

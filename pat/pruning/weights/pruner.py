@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -28,10 +27,8 @@ from pat.common.comm import LOCAL
 from pat.common.typed import ints
 from pat.models.experts import apart, parameter_of
 from pat.pruning import registry, scopes
-from pat.pruning.calibration.back import Loss
-from pat.pruning.calibration.journal import Journal, Journals
+from pat.pruning.calibration.calibrator import Calibrator
 from pat.pruning.calibration.needs import Needs
-from pat.pruning.calibration.walk import Walk
 from pat.pruning.criteria import Calibrated
 from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.scopes.matrix import Matrix
@@ -82,10 +79,6 @@ class WeightPruner:
         self.hardened = False
         self.num_pruned = 0  # weights, over all ranks
         self.emptied_before: Callable[[], set[str]] = set  # matrices that gates have removed whole
-        self.walk: Callable[[bool], Walk] | None = None  # walks over the layers, for calibrated criteria
-        self.back: Callable[[], tuple[Walk, list[Any], Loss]] | None = None  # what the loss goes back through
-        self.on_gradients: Callable[[], AbstractContextManager[None]] = nullcontext
-        self.journal: Callable[..., Journal] = partial(Journals().open, name)  # from (step, settings)
         self.states: list[MaskedShard] = []
 
     # -- wiring ----------------------------------------------------------------------------------------------------
@@ -125,9 +118,9 @@ class WeightPruner:
         place = f"pruners.{self.name}.criterion"
         return calibrated.needs(place, self.criterion, apart(self.maps), back, self.routed)
 
-    def bind(self, layout: ZeroLayout) -> None:
-        """Take the shards that hold this pruner's parameters."""
-        self.layout = layout
+    def bind(self, layout: ZeroLayout, calibrator: Calibrator | None = None) -> None:
+        """Take the shards that hold this pruner's parameters; a calibrator, where it looks at inputs."""
+        self.layout, self.calibrator = layout, calibrator
         for shard in layout.shards:
             if shard.segments and shard.segments[0].name in self.shapes:
                 assert all(s.name in self.shapes for s in shard.segments), "a shard mixes two pruners"
@@ -191,30 +184,30 @@ class WeightPruner:
 
     def _cut(self, t: int, criterion: Calibrated, target: float) -> None:
         """Layer by layer: choose by what goes into its matrices, and let the survivors take over. Collective."""
-        assert self.walk is not None, "Pruner.bind gives it"
+        calibrator, needs = self.calibrator, self.calibration
+        assert calibrator and needs
         method = calibrated.Method(criterion, self.granularity, target, self.scope, self.seed)
-        weighing = self._weigh(t, target)
-        journal = self.journal(t, (method, list(self.shapes), weighing.digest))
+        weighing = self._weigh(t, target, calibrator, needs)
+        journal = calibrator.journal(self.name, t, (method, list(self.shapes), weighing.digest))
         cutter = calibrated.Cutter(method, weighing, self.matrices)
-        cutter.cut(self.walk(criterion.follows), journal, self.emptied_before())
+        cutter.cut(calibrator.walk(needs, criterion.follows), journal, self.emptied_before())
         removed = self._count_removed()
         self._check_matrices(removed, set())
         self._clear_moments()
 
-    def _weigh(self, t: int, target: float) -> Weighing:
+    def _weigh(self, t: int, target: float, calibrator: Calibrator, needs: Needs) -> Weighing:
         """What the loss's gradients say before a cut, where the criterion asks. Collective."""
-        if not ranking.num_gradient_samples(self.granularity, self.scope, self.criterion):
+        if not needs.back:
             return Weighing()
-        assert self.back is not None, "Pruner.bind gives it"
-        walk, batches, loss = self.back()
+        walk, batches, loss = calibrator.back(needs)
         weights = {name: partial(self.matrices.weights, name) for name in self.maps}
         unit = self.granularity.weights_per_unit if self.scope == Global() else None
 
         def taken() -> dict[str, Tensor]:
-            with self.on_gradients():
+            with calibrator.surroundings.on_gradients():
                 return weigh(walk, batches, loss, weights, target, unit).tensors()
 
-        journal = self.journal(t, (self.criterion, list(self.shapes), target, unit), "gradients")
+        journal = calibrator.journal(self.name, t, (self.criterion, list(self.shapes), target, unit), "gradients")
         given = {f"{i} {key}": v for i, batch in enumerate(batches) for key, v in batch.items() if torch.is_tensor(v)}
         return Weighing.of(journal.once(walk, given, taken))
 
@@ -226,9 +219,10 @@ class WeightPruner:
         """{matrix: c}, the coefficients of the prior (`weights.prior`); {} where there is none. Collective."""
         weight = self.criterion.prior_weight(t)
         if weight and self.criterion.prior_samples and not self.prior.inputs:
-            assert self.walk is not None, "Pruner.bind gives it"
-            journal = self.journal(t, (self.criterion, list(self.shapes)), "inputs")
-            self.prior.measure(self.walk(False), journal, self.emptied_before())
+            calibrator, needs = self.calibrator, self.calibration
+            assert calibrator and needs
+            journal = calibrator.journal(self.name, t, (self.criterion, list(self.shapes)), "inputs")
+            self.prior.measure(calibrator.walk(needs), journal, self.emptied_before())
         return self.prior.coefficients(self.states, weight, self.layout.comm) if weight else {}
 
     def _harden(self) -> None:

@@ -195,7 +195,7 @@ def test_calibrated_it_is_the_run_of_pats_own_loop(kind: str, tmp_path: Path) ->
     needs any."""
     config = config_of(kind)
     ours = build(config)
-    ours.pruner.samples = lambda number: some_batches(config, number)
+    one_rank.surround(ours.pruner, samples=lambda number: some_batches(config, number))
     ours.run(0, STEPS)
     expected = digest(ours)
     discard(ours)
@@ -233,7 +233,7 @@ def test_a_calibrated_cut_that_is_killed_goes_on_where_it_was(tmp_path: Path, mo
     free(undisturbed)
     first = start(kept)
     assert first.pruner is not None
-    first.pruner.on_layer = killed_in
+    one_rank.surround(first.pruner, on_layer=killed_in)
     with pytest.raises(Killed):
         run(first, config, 0, STEPS)
     free(first)

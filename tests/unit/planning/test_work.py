@@ -153,7 +153,7 @@ def test_a_cut_computes_what_the_plan_says(case: str, monkeypatch: pytest.Monkey
         pruners__one=PrunerConfig(**fields, schedule={"name": "one_shot", "start": at}),
     )  # fmt: skip
     _, pruner = one_rank.build(config, model)
-    pruner.samples, pruner.warn = lambda number: batches(), lambda title, text: None
+    one_rank.surround(pruner, samples=lambda number: batches(), warn=lambda title, text: None)
     needs = [replace(each, num_samples=SAMPLES) for each in pruner.calibrations]
     planned = work.cut(config, needs, ranks=1, micro=1, measured=measured(samples=1))
     assert planned is not None

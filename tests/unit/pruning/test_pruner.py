@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from pat.common.comm import LOCAL
+from pat.pruning.calibration.calibrator import Calibrator, Surroundings
 from pat.pruning.calibration.walk import NotCalibrated
 from pat.pruning.pruner import Pruner
 from pat.pruning.types import PromiseBroken
@@ -72,9 +73,12 @@ def test_a_model_that_no_cut_could_be_calibrated_on_is_refused_at_the_start(kern
     config = masks("deberta.encoder.layer.*.dense.weight", criterion="wanda")
     pruner = Pruner(Config().changed(train__num_steps=STEPS, pruners__p=config))
     pruner.attach(model)
-    whole = SimpleNamespace(whole=lambda name: model.get_parameter(name).detach())
-    pruner.engine, pruner.layout, pruner.weights = SimpleNamespace(module=model), SimpleNamespace(world=LOCAL), whole  # type: ignore[assignment]
-    pruner.samples = lambda number: walks.batches()
+    weights: Any = SimpleNamespace(
+        whole=lambda name: model.get_parameter(name).detach(),
+        narrow=lambda name, dtype: model.get_parameter(name).detach().to(dtype),
+    )
+    given = Surroundings(samples=lambda number: walks.batches())
+    pruner.calibrator = Calibrator(model, model, weights, torch.bfloat16, LOCAL, [], given)
     with pytest.raises(NotCalibrated, match="Layer 1 gets more") if kernel else contextlib.nullcontext():
         pruner.check_calibration()
 

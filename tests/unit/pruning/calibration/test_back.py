@@ -169,6 +169,8 @@ def test_they_are_refused_before_the_first_step(gradient_samples: int) -> None:
     made = Config().changed(pruners__weights=pruner, train__num_steps=6, optim__lr=1e-3)
     with one_rank.alone():
         _, built = one_rank.build(made, models.model("llama"))
-        built.samples = lambda number: [{k: v for k, v in b.items() if k != "labels"} for b in batches()]
+        one_rank.surround(
+            built, samples=lambda number: [{k: v for k, v in b.items() if k != "labels"} for b in batches()]
+        )
         with pytest.raises(ValueError, match="have no labels") if gradient_samples else nullcontext():
             built.check_calibration()

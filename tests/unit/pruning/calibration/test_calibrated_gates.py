@@ -181,7 +181,7 @@ def shape(**keep: int) -> dict[str, Any]:
 def trained(made: Config, model: Any, steps: int = STEPS) -> tuple[Any, list[dict[str, Tensor]]]:
     """(pruner, the weights when the forward of each step begins)."""
     engine, pruner = one_rank.build(made, model)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     seen = []
     for t in range(steps):
         seen.append({name: p.detach().clone() for name, p in model.named_parameters()})
@@ -376,7 +376,7 @@ def test_under_adapters_the_cut_is_that_of_the_merged_model(model_type: str, gat
     names = calibrated.readers(plain.structure_pruners[0].anatomy, plain.structure_pruners[0].sites)
     own = {name: p.detach().clone() for name, p in adapted.named_parameters() if p.requires_grad}
     for pruner in (by_adapters, plain):
-        pruner.samples = lambda number: batches()
+        one_rank.surround(pruner, samples=lambda number: batches())
         pruner.begin(1)
         pruner.check()
     flags = plain.structure_pruners[0].keep_flags()
@@ -385,7 +385,9 @@ def test_under_adapters_the_cut_is_that_of_the_merged_model(model_type: str, gat
         assert torch.equal(keep, by_adapters.structure_pruners[0].keep_flags()[site]) and 0 < keep.sum() < len(keep)
     for name in names:
         fitted = merged.get_parameter(name).detach()
-        assert (by_adapters.weights.whole(name) - fitted).norm() < 2e-3 * fitted.norm(), name  # of few tokens: 1e-3
+        assert (by_adapters.calibrator.weights.whole(name) - fitted).norm() < 2e-3 * fitted.norm(), (
+            name
+        )  # of few tokens: 1e-3
     assert own and all(torch.equal(adapted.get_parameter(name), value) for name, value in own.items())
     inputs = {key: value for key, value in batches()[0].items() if key != "labels"}
     with torch.no_grad():
@@ -404,12 +406,12 @@ def test_under_adapters_what_is_removed_is_not_fitted(stored: torch.dtype) -> No
     fitted = {"name": "obs", "reconstruct": 4, "reconstruct_lr": 3e-3}
     made = config(["ffn"], shape(ffn=64), {"name": "one_shot", "start": 1}, fitted).changed(peft__r=3, peft__alpha=6.0)
     _, pruner = one_rank.build(made, adapted)
-    pruner.samples, pruner.warn = lambda number: batches(), lambda title, text: None
+    one_rank.surround(pruner, samples=lambda number: batches(), warn=lambda title, text: None)
     pruner.begin(1)
     structures = pruner.structure_pruners[0]
     for site in structures.sites:
         name = calibrated.reader(structures.anatomy, site).weight
-        weights, keep = pruner.weights.whole(name), structures.keep_flags()[site.name].bool()
+        weights, keep = pruner.calibrator.weights.whole(name), structures.keep_flags()[site.name].bool()
         assert weights[:, ~keep].abs().max() < 1e-2 * weights[:, keep].abs().max(), "no more than rounding"
         assert weights[:, ~keep].square().mean().sqrt() < 1e-3 * weights[:, keep].square().mean().sqrt()
 
@@ -458,12 +460,12 @@ def test_a_walk_computes_with_final_gates_that_are_in_no_weight(family: str, str
     (gates,) = pruner.structure_pruners
     gates.state.score = torch.rand(gates.state.score.shape, generator=torch.Generator().manual_seed(0))
     pruner.begin(3)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     stack, matrix = ("bert.encoder.layer", "output.dense") if family == "bert" else ("model.layers", "mlp.down_proj")
     names = [f"{stack}.{layer}.{matrix}.weight" for layer in range(models.LAYERS)]
     needs = Needs("", 6, {name: gates.anatomy.shapes[name] for name in names}, (SquaredNorm,), lambda o, i: 0)
     behind = HiddenStates()
-    for layer, name in zip(pruner._walk(needs, follow=True), names, strict=True):
+    for layer, name in zip(pruner.calibrator.walk(needs, follow=True), names, strict=True):
         layer.twin()
         found = layer.collect({name: (SquaredNorm,)})[name][SquaredNorm]
         expected = real_inputs(model.eval(), f"{layer.name}.{matrix}").square().mean(0)
@@ -488,7 +490,7 @@ def test_a_cut_sees_what_other_gates_choose_at_the_same_step() -> None:
         _, pruner = one_rank.build(made, model)
         gates = next(each for each in pruner.structure_pruners if each.name == "a")
         gates.state.score = torch.rand(gates.state.score.shape, generator=torch.Generator().manual_seed(0))
-        pruner.samples = lambda number: batches()
+        one_rank.surround(pruner, samples=lambda number: batches())
         pruner.begin(3)
         found.append({name: p.detach() for name, p in model.named_parameters()})
     for name, value in found[0].items():
@@ -498,7 +500,7 @@ def test_a_cut_sees_what_other_gates_choose_at_the_same_step() -> None:
 def test_inputs_that_are_not_finite_and_fits_that_fail_name_the_matrix(monkeypatch: pytest.MonkeyPatch) -> None:
     model = models.model("llama")
     _, pruner = one_rank.build(config(["ffn"], shape(ffn=64), {"name": "one_shot", "start": 1}), model)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     monkeypatch.setattr(torch.linalg, "cholesky_ex", _not_positive)
     with pytest.raises(ValueError, match="layers.0.mlp.down_proj.weight cannot be cut by obs: .*not positive-definite"):
         pruner.begin(1)
@@ -514,7 +516,7 @@ def test_a_matrix_that_does_not_fit_says_how_much_it_needs(monkeypatch: pytest.M
 
     monkeypatch.setattr(Obs, "cut", full)
     _, pruner = one_rank.build(config(["ffn"], shape(ffn=64), {"name": "one_shot", "start": 1}), models.model("llama"))
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     with pytest.raises(
         ValueError, match=r"layers.0.mlp.down_proj.* about .* [KM]iB .*engine.offload_optimizer"
     ) as said:

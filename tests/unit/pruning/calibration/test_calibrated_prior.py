@@ -87,7 +87,7 @@ def test_a_matrix_into_which_nothing_goes_is_refused_with_what_to_do() -> None:
     model = models.model("llama")
     model.model.layers[1].mlp.up_proj.weight.data.zero_()
     engine, pruner = one_rank.build(config(WANDA, "matrix", AT_ONCE, params=["all-linear"]), model)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     engine.backward(engine(**batches()[0]).loss)
     with pytest.raises(ValueError, match=r"layers.1.mlp.down_proj.weight cannot be ranked .* 0 .*; exclude it"):
         pruner.step(0)
@@ -98,7 +98,7 @@ def test_what_was_measured_is_resumed_and_gone_when_hard() -> None:
 
     def build(model: Any) -> tuple[Any, Any]:
         engine, pruner = one_rank.build(config(WANDA, "matrix", GRADUAL), model)
-        pruner.samples = lambda number: batches()
+        one_rank.surround(pruner, samples=lambda number: batches())
         return engine, pruner
 
     def step(engine: Any, pruner: Any, t: int) -> None:
@@ -115,7 +115,7 @@ def test_what_was_measured_is_resumed_and_gone_when_hard() -> None:
     tensors, shared = snapshot(pruner)
     fresh = copy.deepcopy(model)
     other, loaded = build(fresh)
-    loaded.samples = none
+    one_rank.surround(loaded, samples=none)
     other.optimizer.load_state_dict(copy.deepcopy(engine.optimizer.state_dict()))
     loaded.load_state(Saved(tensors), shared)
     for t in range(3, STEPS):

@@ -47,7 +47,7 @@ def trained(made: Config, steps: int = STEPS, family: str = "llama") -> tuple[An
     """(model, pruner, the weights after every step)."""
     model, after = models.model(family), []
     engine, pruner = one_rank.build(made, model)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     for t in range(steps):
         engine.backward(engine(**batches()[t % 3]).loss)
         pruner.step(t)
@@ -87,7 +87,7 @@ def test_matrices_and_outputs_that_the_loss_feels_least_give_up_most(family: str
     )
     model, dense = models.model(family), models.model(family).eval()
     _, pruner = one_rank.build(made, model)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     pruner.prune()
     pruner.check_finished()
     names, turned = matrices(dense), family == "gpt2"
@@ -173,7 +173,7 @@ def test_survivors_of_alps_take_over_from_what_goes() -> None:
     for criterion in ("wanda", "alps"):
         model, made = copy.deepcopy(dense), config(criterion, schedule={"name": "one_shot", "start": 0})
         engine, pruner = one_rank.build(made, model)
-        pruner.samples = lambda number: batches()
+        one_rank.surround(pruner, samples=lambda number: batches())
         for group in engine.basic_optimizer.param_groups:
             group["lr"] = 0.0
         engine.backward(engine(**batches()[0]).loss)
@@ -258,7 +258,7 @@ def test_matrices_of_a_dropped_layer_need_no_inputs(criterion: Any, family: str)
 def test_a_matrix_that_is_there_and_whose_inputs_are_all_zero_is_named(criterion: Any) -> None:
     model = models.model("llama")
     engine, pruner = one_rank.build(config(criterion, "matrix", {"name": "one_shot", "start": 0}), model)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     engine.backward(engine(**batches()[0]).loss)
     model.get_parameter("model.layers.1.mlp.up_proj.weight").data.zero_()
     with pytest.raises(ValueError, match=r"layers.1.mlp.down_proj.weight cannot be .* all .*are 0 on the calibration"):
@@ -314,8 +314,12 @@ def test_gradients_are_taken_where_it_is_told_and_before_the_walk() -> None:
         yield
         seen.append("taken")
 
-    pruner.samples, pruner.on_gradients = lambda number: batches(), told
-    pruner.on_layer = lambda index, number: seen.append(f"{index} of {number}")
+    one_rank.surround(
+        pruner,
+        samples=lambda number: batches(),
+        on_gradients=told,
+        on_layer=lambda index, number: seen.append(f"{index} of {number}"),
+    )
     engine.backward(engine(**batches()[0]).loss)
     pruner.step(0)
     assert seen[:3] == ["gradients", "taken", "0 of 3"]
@@ -324,7 +328,7 @@ def test_gradients_are_taken_where_it_is_told_and_before_the_walk() -> None:
 def test_a_layer_that_gives_infinities_is_named() -> None:
     model = models.model("llama")
     engine, pruner = one_rank.build(config("alps", schedule={"name": "one_shot", "start": 0}), model)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     engine.backward(engine(**batches()[0]).loss)
     model.get_parameter("model.layers.1.mlp.up_proj.weight").data[0, 0] = torch.inf
     with pytest.raises(NotCalibrated, match="layers.1.mlp.down_proj.weight is not finite"):
@@ -373,7 +377,9 @@ def test_fewer_tokens_than_inputs_are_said_once_a_cut_where_a_gram_matrix_is_mea
             config(criterion, schedule={"name": "one_shot", "start": 0}), models.model("llama")
         )
         said: list[str] = []
-        pruner.samples, pruner.warn = lambda number: batches()[:1], lambda _, text, said=said: said.append(text)
+        one_rank.surround(
+            pruner, samples=lambda number: batches()[:1], warn=lambda _, text, said=said: said.append(text)
+        )
         engine.backward(engine(**batches()[0]).loss)
         pruner.step(0)
         assert len(said) == expected
@@ -387,7 +393,7 @@ def test_what_only_prunes_removes_what_a_step_would_have_removed_and_moves_nothi
     _, stepped, _ = trained(at_once, 1)
     model = models.model("llama")
     _, pruner = one_rank.build(at_once.changed(train__num_steps=0), model)
-    pruner.samples = lambda number: batches()
+    one_rank.surround(pruner, samples=lambda number: batches())
     pruner.prune()
     pruner.check_finished()
     assert pruner.hashes()[0] == stepped.hashes()[0]

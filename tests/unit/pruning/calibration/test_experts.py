@@ -198,9 +198,10 @@ def _alone(model: Any, names: list[str]) -> dict[str, Any]:
 def pruned(model: Any, made: Config, journals: Journals | None = None, warned: list[str] | None = None) -> Pruner:
     """The model cut before any step."""
     _, pruner = one_rank.build(made.changed(train__num_steps=0), model)
-    pruner.samples = lambda number: batches()
-    pruner.journals = journals or pruner.journals
-    pruner.warn = lambda title, text: (warned if warned is not None else []).append(text)
+    said = warned if warned is not None else []
+    one_rank.surround(pruner, samples=lambda number: batches(), warn=lambda title, text: said.append(text))
+    if journals:
+        one_rank.surround(pruner, journals=journals)
     pruner.prune()
     pruner.check_finished()
     return pruner
@@ -360,7 +361,7 @@ def test_the_prior_of_an_expert_that_no_token_passes_is_the_size_of_its_weights(
     model, warned = barred(of_experts("gpt_oss"), 3), list[str]()
     criterion = {"name": "movement", "prior_score": "wanda"}
     engine, pruner = one_rank.build(config(criterion, "matrix", AT_ONCE, params=["all-linear"]), model)
-    pruner.samples, pruner.warn = lambda number: batches(), lambda title, text: warned.append(text)
+    one_rank.surround(pruner, samples=lambda number: batches(), warn=lambda title, text: warned.append(text))
     dense = {name: weight.clone() for name, weight in as_maps(model, list(taken(model))).items()}
     engine.backward(engine(**batches()[0]).loss)
     pruner.step(0)

@@ -99,8 +99,6 @@ def start(
     change(model)
     _, pruner = one_rank.build(made, model)
     found, seen = Start(pruner), [0]
-    pruner.samples = lambda number: samples or batches()
-    pruner.journals = Journals(root, say=found.said.append, warn=found.warned.append)
 
     def on_layer(index: int, number: int) -> None:
         if seen[0] == stop_after:
@@ -113,7 +111,12 @@ def start(
         found.measured.append(layer.index)
         return collect(layer, *args, **kwargs)
 
-    pruner.on_layer = on_layer
+    one_rank.surround(
+        pruner,
+        samples=lambda number: samples or batches(),
+        on_layer=on_layer,
+        journals=Journals(root, say=found.said.append, warn=found.warned.append),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Layer, "collect", counted)
         with torch.no_grad():
@@ -371,11 +374,12 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
     monkeypatch.setattr(calibrating.time, "perf_counter", lambda: clock[0])
     training: Any = SimpleNamespace(
         progress=Progress(step=step, saved_step=saved), due=SimpleNamespace(last_save=time.monotonic() - trained_s),
-        pruner=SimpleNamespace(journals=SimpleNamespace(kept=kept)), agree=lambda due: (asked[0], due),
+        agree=lambda due: (asked[0], due),
         tracker=SimpleNamespace(say=said.append, log=lambda *_: None, layer=lambda *_: None), aside_s=0.0,
         config=SimpleNamespace(train=SimpleNamespace(num_steps=10)), run=SimpleNamespace(path=tmp_path),
     )  # fmt: skip
-    asked, on_layer = [False], calibrating.Calibrating(training).on_layer
+    journals: Any = SimpleNamespace(kept=kept)
+    asked, on_layer = [False], calibrating.Calibrating(training, journals).on_layer
     on_layer(0, 3)
     clock[0] += 60.0
     asked[0] = True
@@ -400,7 +404,7 @@ def test_taking_the_losss_gradients_counts_as_calibration(monkeypatch: pytest.Mo
         ),
         config=SimpleNamespace(train=SimpleNamespace(num_steps=10)),
     )  # fmt: skip
-    cut = calibrating.Calibrating(training)
+    cut = calibrating.Calibrating(training, Journals())
     for gradients_s in (40.0, 0.0):
         if gradients_s:
             with cut.on_gradients():

@@ -90,7 +90,7 @@ def test_a_whole_cut_holds_what_the_plan_says(fields: dict[str, Any], tmp_path: 
         pruners__one=PrunerConfig(**(common | fields)),
     )  # fmt: skip
     _, pruner = one_rank.build(config, model)
-    pruner.samples, pruner.warn = lambda number: batches(), lambda title, text: None
+    one_rank.surround(pruner, samples=lambda number: batches(), warn=lambda title, text: None)
     (needs,) = pruner.calibrations
     needed = calibration(config, model, [replace(needs, num_samples=len(batches()))], 1)
     in_all = needed.device + needed.host  # on a CPU these are one memory
