@@ -122,7 +122,7 @@ class DataConfig(Section, frozen=True):
     )
     eval_fraction: float = key(
         0.05,
-        "share of the training data that is held out when `eval` is null",
+        "share of the training data that is held out when `eval` is null, about: each row by the hash of its content",
         gt=0,
         lt=1,
         only_with=".eval=null",

@@ -30,12 +30,13 @@ def data_warnings(prepared: PreparedData, task: Task) -> list[str]:
     return sentences
 
 
-def both_sides(prepared: PreparedData) -> Iterator[str]:
-    """A sentence where evaluation rows are in the training data."""
+def both_sides(prepared: PreparedData, trained: bool = True) -> Iterator[str]:
+    """A sentence where evaluation rows are in the training data; `trained`: that is what the model has seen."""
     twice, rows = prepared.info.get("eval_rows_in_train", 0), prepared.info["eval_rows"]
     if twice:
         which = f"all {rows:,}" if twice == rows else f"{twice:,} of the {rows:,}"
-        yield f"{which} evaluation rows have texts of the training data: the metrics count what was memorised"
+        of = "the training data:" if trained else "data.train: if the model was trained on these,"
+        yield f"{which} evaluation rows have texts of {of} the metrics count what was memorised"
 
 
 def labels_of(samples: Dataset) -> np.ndarray:

@@ -20,12 +20,16 @@ HOW_MANY_AND_WHERE = ("max_eval_samples", "calibration", "cache_dir", "num_proc"
 def warn(config: Config, prepared: PreparedData, path: str | Path, said: Mapping[str, Any]) -> None:
     """A line on stderr for each reason to take figures of these samples for less than they seem; `said`: what the
     model's export.json says."""
-    lines = [*both_sides(prepared)]
+    lines, trained = list[str](), True
     with contextlib.suppress(ValueError):  # keys of another version of pat, where a recipe says what is asked
         own = origins.config_in(said)
         if own is not None:
             lines += [*_held_out_now(own.data, config.data), *_others(own, config, prepared, said)]
-    for line in lines:
+            trained = any(
+                _train(part) in map(_train, sources.parts(own.data).values())
+                for part in sources.parts(config.data).values()
+            )
+    for line in [*both_sides(prepared, trained), *lines]:
         print(f"pat: {path}: {line}", file=sys.stderr)
 
 
@@ -34,7 +38,7 @@ def _held_out_now(own: DataConfig, asked: DataConfig) -> Iterator[str]:
     before = sources.parts(own)
     for prefix, part in sources.parts(asked).items():
         theirs = before.get(prefix)
-        if theirs is None or part.eval or _training_rows(theirs) != _training_rows(part):
+        if theirs is None or part.eval or _train(theirs) != _train(part):
             continue
         if theirs.eval:
             yield (
@@ -65,5 +69,6 @@ def _keys(config: Config) -> tuple[Any, ...]:
     return data, config.task.plain()
 
 
-def _training_rows(part: DataConfig) -> tuple[Any, ...]:
+def _train(part: DataConfig) -> tuple[Any, ...]:
+    """What names its training rows."""
     return part.source, part.subset, part.revision, part.train

@@ -242,6 +242,9 @@ def of_rows(made, tmp_path):
 
 
 ALL = "all 40 evaluation rows have texts of the training data: the metrics count what was memorised"
+IF_TRAINED = (
+    "all 40 evaluation rows have texts of data.train: if the model was trained on these, the metrics count what"
+)
 
 
 @pytest.mark.parametrize(
@@ -250,6 +253,7 @@ ALL = "all 40 evaluation rows have texts of the training data: the metrics count
         ("evaluate", {}, "eval=ROWS", ALL),
         ("compare", {}, "eval=ROWS", ALL),
         ("gate", {}, "eval=ROWS", ALL),
+        ("evaluate", {"train": "other.jsonl"}, "train=ROWS data.eval=ROWS", IF_TRAINED),
         ("evaluate", {}, "eval_fraction=0.5", "it was trained on evaluation rows, for data.eval_fraction=0.5 is above"),
         ("evaluate", {"eval": "other.jsonl"}, "eval=null", "it was trained on all rows of data.train, and data.eval="),
         ("evaluate", {}, "eval_fraction=0.05", None),
