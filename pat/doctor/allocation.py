@@ -22,10 +22,12 @@ from pat.common.files import write_json
 from pat.doctor import BROKEN, MIND, WELL, Finding, as_json, broken, network, ranks, verdict, visit
 from pat.doctor.machine import machine
 from pat.launch.environment import RankEnvironment
+from pat.launch.process import rank_records
 from pat.launch.rank import run_rank
 from pat.launch.single_node import rank_variables
 from pat.run.directory import ExitCode, write_exit
 
+OTHERS_S = 30.0  # how long rank 0 waits for the others to leave
 _WORST = (BROKEN, MIND, WELL)
 
 
@@ -58,8 +60,16 @@ def examine(
 
     code = run_rank(folder, environment.rank, work, announce=True)
     if environment.rank == 0 and code == ExitCode.DONE:
+        _wait_for_others(folder)
         shutil.rmtree(folder, ignore_errors=True)
     return code
+
+
+def _wait_for_others(folder: Path) -> None:
+    """Until all ranks have recorded that they leave, which would make the folder again."""
+    end = time.monotonic() + OTHERS_S
+    while time.monotonic() < end and any(record.code is None for record in rank_records(folder)):
+        time.sleep(0.05)
 
 
 def _findings(folder: Path, device: str, made: Any) -> Iterator[Finding]:
