@@ -128,6 +128,7 @@ def build(run_dir: Path) -> Training:
     pruner.calibrator.surroundings = Surroundings(
         samples=partial(_first_samples, config, batches, there),
         loss=partial(_summed_loss, task),
+        labels=lambda batch: int(task.supervised(batch).sum()),
         on_layer=calibrating.on_layer,
         on_gradients=calibrating.on_gradients,
         warn=warn,

@@ -16,6 +16,7 @@ from pat.data.sources import held_out_of_train
 from pat.launch.environment import rank_environment
 from pat.launch.single_node import rank_variables
 from pat.pruning import timetable
+from pat.pruning.calibration.needs import Needs
 from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
 from pat.run.directory import RunDir
@@ -184,7 +185,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
             when = "before the first selection" if needs.once else "at each cut"
             yield (
                 f"{each.name}: calibrated {when}, on {_samples_of(needs.num_samples, prepared, config)}"
-                + (f", the loss's gradients on {_back(needs.back, prepared)}" if needs.back else "")
+                + (f", the loss's gradients on {_back(needs, prepared)}" if needs.back else "")
                 + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
             )
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())
@@ -210,8 +211,10 @@ def _samples_of(asked: int, prepared: PreparedData, config: Config) -> str:
     return f"the {number} samples that training sees first" if asked < there else f"all {there:,} training samples"
 
 
-def _back(asked: int, prepared: PreparedData) -> str:
-    return f"{asked:,} of them" if asked < prepared.to_calibrate() else "all of them"
+def _back(needs: Needs, prepared: PreparedData) -> str:
+    if needs.back >= min(needs.num_samples, prepared.to_calibrate()):
+        return "all of them"
+    return f"{needs.back:,} of them" + (f", or more, until they have {needs.labels:,} labels" if needs.labels else "")
 
 
 def _passes(count: int) -> str:

@@ -109,7 +109,7 @@ def test_a_node_dies_and_comes_back(lab: Lab, undisturbed: dict[str, Any], tmp_p
     assert job.starts[2]["ranks"] == 2 and job.starts[2]["step"] >= saved + 10 and len(job.starts) == 3
     for key in ("step", "phase", "sparsity"):
         assert found[key] == undisturbed[key]
-    assert found["metrics"]["loss"] == pytest.approx(undisturbed["metrics"]["loss"], rel=0.02)
+    assert found["metrics"]["loss"] == pytest.approx(undisturbed["metrics"]["loss"], rel=0.05)
 
 
 def test_several_jobs_an_array_and_a_run_from_its_folder(lab: Lab, tmp_path: Path) -> None:

@@ -42,6 +42,11 @@ def own_loss(model: Any, batch: Any) -> Tensor:
     return out.loss * count if count else out.logits.sum() * 0.0  # a mean over nothing is NaN
 
 
+def own_labels(batch: Any) -> int:
+    """How many labels of a micro-batch a model's own loss counts, but for the first of a text."""
+    return 0 if batch.get("labels") is None else int((batch["labels"] != UNSUPERVISED).sum())
+
+
 def check_labels(batches: Sequence[Any]) -> None:
     """Raise ValueError for samples of which a model gives no loss."""
     if any(batch.get("labels") is None for batch in batches):

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from pat.common.comm import Comm
-from pat.pruning.calibration.back import Loss, check_labels, own_loss
+from pat.pruning.calibration.back import Loss, check_labels, own_labels, own_loss
 from pat.pruning.calibration.fitted import FittedWeights
 from pat.pruning.calibration.journal import Journal, Journals
 from pat.pruning.calibration.needs import Needs
@@ -34,7 +34,8 @@ class Surroundings:
     """What a run gives its cuts, and whom they tell."""
 
     samples: Callable[[int], list[Any]] = _no_samples  # how many -> this rank's batches to calibrate on
-    loss: Loss = own_loss  # of a model for a batch, summed over what it counts
+    loss: Loss = own_loss  # of a model for a batch, summed over what it counts,
+    labels: Callable[[Any], int] = own_labels  # which is so much
     on_layer: Callable[[int, int], None] = lambda index, number: None  # at each layer of a walk, and at its end
     on_gradients: Callable[[], AbstractContextManager[None]] = nullcontext  # around the pass that takes them
     warn: Callable[[str, str], None] = lambda title, text: None  # (title, text) of what the user should know
@@ -66,10 +67,12 @@ class Calibrator:
     def back(self, needs: Needs) -> tuple[Walk, list[Any], Loss]:
         """The layers and samples through which the loss's gradients go back. Collective."""
         given = self.surroundings
-        batches = given.samples(needs.back)
+        batches = given.samples(needs.num_samples if needs.labels else needs.back)
         rows = max((len(batch["input_ids"]) for batch in batches), default=1)
         together = int(self.comm.sum(torch.tensor(rows)))
-        batches = batches[: math.ceil(needs.back / together)]  # of those of whole steps
+        labels = self.comm.sum(torch.tensor([given.labels(batch) for batch in batches])).cumsum(0)
+        enough = max(math.ceil(needs.back / together), 1 + int((labels < needs.labels).sum()))
+        batches = batches[:enough]  # of those of whole steps
         return self._walk(needs, batches), batches, given.loss
 
     def journal(self, name: str, t: int, settings: object, what: str = "layer") -> Journal:

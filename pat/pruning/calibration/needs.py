@@ -30,7 +30,8 @@ class Needs:
     follows: bool = False  # whether the model before the cut is walked along
     passes: int = 0  # over the samples, in which each layer is then fitted to what it gave there
     layers: int = 0  # times that a layer's weights are held during its cuts, up to the last of them
-    back: int = 0  # samples through which the loss's gradients go back, layer by layer
+    back: int = 0  # samples through which the loss's gradients go back, layer by layer,
+    labels: int = 0  # and more of `num_samples`, until so many labels are in them
     once: bool = False  # whether it is measured for the first selection only
     routed: float = 1.0  # the share of the tokens that an expert sees, on average
 

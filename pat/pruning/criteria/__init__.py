@@ -105,6 +105,7 @@ class Calibrated(CalibrationSettings, Criterion):
     A cut sees the weights that are in force, so what an earlier cut removed is 0 and stays so."""
 
     gradient_samples: int = field(default=0, kw_only=True)  # whole forwards; how much the loss feels each output
+    gradient_labels: int = field(default=0, kw_only=True)  # more of the samples, until so many labels are in them
 
     statistics: ClassVar[tuple[type[InputStatistic], ...]]  # of what goes into each matrix
     fits: ClassVar[bool] = True  # a cut may change the weights that stay
@@ -112,10 +113,9 @@ class Calibrated(CalibrationSettings, Criterion):
     def __post_init__(self) -> None:
         """Refuse to calibrate on nothing."""
         self.check("criterion")
-        if self.gradient_samples < 0:
-            raise ValueError(
-                f"criterion.gradient_samples is {self.gradient_samples}, but must be at least 0, for none."
-            )
+        for key, value in (("samples", self.gradient_samples), ("labels", self.gradient_labels)):
+            if value < 0:
+                raise ValueError(f"criterion.gradient_{key} is {value}, but must be at least 0, for none.")
 
     @property
     def follows(self) -> bool:

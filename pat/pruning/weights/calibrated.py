@@ -68,6 +68,7 @@ def needs(
         made.follows,
         made.reconstruct,
         back=back,
+        labels=made.gradient_labels if back else 0,
         routed=routed,
     )
 

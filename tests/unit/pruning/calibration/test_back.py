@@ -174,3 +174,25 @@ def test_they_are_refused_before_the_first_step(gradient_samples: int) -> None:
         )
         with pytest.raises(ValueError, match="have no labels") if gradient_samples else nullcontext():
             built.check_calibration()
+
+
+@pytest.mark.parametrize(("labels", "batches_taken"), [(0, 1), (7, 1), (9, 2), (11, 3), (1000, 3)])
+def test_where_samples_have_few_labels_more_of_them_are_taken(labels: int, batches_taken: int) -> None:
+    """Fails if the outputs of a model of chats are weighed by the few words of 16 answers. Of two rows each, batches
+    have 7, 2 and 3 labels."""
+    given = batches()
+    for batch, count in zip(given, (7, 2, 3), strict=True):
+        batch["labels"] = torch.full_like(batch["input_ids"], UNSUPERVISED)
+        batch["labels"].view(-1)[1 : 1 + count] = 5
+    criterion = {"name": "alps", "num_samples": 6, "gradient_samples": 2, "gradient_labels": labels}
+    pruner = PrunerConfig(
+        params=["*.mlp.*.weight"], granularity="weight", criterion=criterion, scope="global",
+        budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "one_shot", "start": 3},
+    )  # fmt: skip
+    with one_rank.alone():
+        made = Config().changed(pruners__weights=pruner, train__num_steps=6, optim__lr=1e-3)
+        _, built = one_rank.build(made, models.model("llama"))
+        one_rank.surround(built, samples=lambda number: given[: -(-number // 2)])
+        (needs,) = built.calibrations
+        _, taken, _ = built.calibrator.back(needs)
+    assert len(taken) == batches_taken
