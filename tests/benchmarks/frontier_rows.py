@@ -185,6 +185,9 @@ METHODS = {
     "alps-64": Method(
         ("weights",), at_once=False, keys=("pruners.weights.criterion.num_samples=64",), subjects=("decoder",)
     ),  # half as many samples to calibrate on
+    "alps-16": Method(
+        ("weights",), at_once=False, keys=("pruners.weights.criterion.gradient_labels=0",), subjects=("decoder",)
+    ),  # gradients of 16 samples, however few labels these have
     "obs-lora": Method(
         ("structures",), at_once=False, keys=("peft=lora", "optim.lr=4e-4"), subjects=("decoder",)
     ),  # adapters of rank 16
