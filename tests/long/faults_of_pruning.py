@@ -708,6 +708,11 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("added_up(self.anatomy, layer.name)", "{}", "what the layers below lack is not made up for"),
         ("            raise ValueError(refused[0])", "            pass", "a fit that fails leaves zeros"),
     ],
+    "pat/pruning/calibration/calibrator.py": [
+        ("1 + int((labels < needs.labels).sum())", "1", "gradients of samples with few labels"),
+        ("math.ceil(needs.back / together)", "math.ceil(needs.back)", "gradients of as many batches as samples"),
+        ("if needs.labels else needs.back", "if False else needs.back", "no more samples than those of gradients"),
+    ],
     "pat/pruning/calibration/fitted.py": [
         ("values if added is None else values - added", "values", "adapters are in the fitted weights, and on top"),
         (
