@@ -28,6 +28,7 @@ from pat.planning.memory import FP32
 from pat.pruning.calibration.needs import Needs
 from pat.pruning.calibration.reconstruction import fit_bytes
 from pat.schema import Config
+from pat.tasks import base
 from pat.zero.layouts.base import CHUNK
 
 CUT = 5  # bytes of a weight and its flag, before its matrix is cut or after
@@ -49,7 +50,8 @@ def calibration(config: Config, model: nn.Module, needs: Sequence[Needs], ranks:
 
 def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) -> Calibration:
     itemsize = DTYPES[config.engine.dtype].itemsize
-    rows, back_rows = (micro * math.ceil(number / (micro * ranks)) for number in (needs.num_samples, needs.back))
+    numbers = needs.num_samples, gradient_samples(config, needs)
+    rows, back_rows = (micro * math.ceil(number / (micro * ranks)) for number in numbers)
     tokens = rows * config.data.max_length
     hidden: int = cast(Any, model).config.hidden_size
     layers: dict[str, dict[str, int]] = {}
@@ -87,6 +89,11 @@ def _of(config: Config, model: nn.Module, needs: Needs, ranks: int, micro: int) 
     back = max(weights, itemsize * _total(outside) + chunk) if needs.back else 0
     walking = max(max(1, needs.layers) * weights + measured, measured + cutting, fitting)
     return Calibration(batch + max(entering, back, walking), max(states, back_states))
+
+
+def gradient_samples(config: Config, needs: Needs) -> int:
+    """Through how many samples the loss's gradients go back at most."""
+    return needs.gradient_samples(base.build(config.task).fewest_labels(config.data.max_length))
 
 
 def _total(sizes: Mapping[str, int]) -> int:

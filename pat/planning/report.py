@@ -142,5 +142,6 @@ def summary(needs: Report) -> str:
         "Buffers: DeepSpeed's bucket for the reduction, whatever the model's size, and its copies; and the larger of\n"
         "gathered weights (ZeRO 3) and what the step needs, at ZeRO 1 with the reduction before it.\n"
         "Computed, without the temporary memory of single operations and without fragmentation. Operations: of\n"
-        "products of matrices and of attention; a cut's as if all iterations were taken."
+        "products of matrices and of attention; a cut's as if all iterations were taken. Where samples\n"
+        "differ in their labels, a cut takes gradients of as many as one label each asks for: the most."
     )

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 from pat.models.experts import expert_of
 from pat.planning.activations import Activations
-from pat.planning.calibration import layer_of
+from pat.planning.calibration import gradient_samples, layer_of
 from pat.pruning.calibration.needs import Needs
 from pat.schema import Config
 
@@ -66,7 +66,8 @@ def cut(config: Config, needs: Sequence[Needs], ranks: int, micro: int, measured
 
 
 def _cut(config: Config, needs: Needs, ranks: int, micro: int, measured: Activations) -> Cut:
-    batches, back = (math.ceil(number / (micro * ranks)) for number in (needs.num_samples, needs.back))
+    numbers = needs.num_samples, gradient_samples(config, needs)
+    batches, back = (math.ceil(number / (micro * ranks)) for number in numbers)
     tokens = batches * micro * config.data.max_length
     forwards = batches * measured.layers * (2 + needs.follows + 3 * needs.passes)
     forwards += back * 3 * (measured.layers + measured.outside)

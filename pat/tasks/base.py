@@ -110,6 +110,10 @@ class Task(ABC):
     def supervised(self, batch: Batch) -> Tensor:
         """fp32, shaped as the logits without their last dimension: 1 where they count in the loss, else 0."""
 
+    def fewest_labels(self, max_length: int) -> int:
+        """How many labels of a sample count in the loss at least; `max_length` in tokens."""
+        return 1
+
     @abstractmethod
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """fp64, of one shape: what `metrics` needs, summed over the samples of weight 1."""

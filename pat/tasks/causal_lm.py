@@ -123,6 +123,10 @@ class CausalLM(Task):
         counts[:, -1] = 0.0
         return counts
 
+    def fewest_labels(self, max_length: int) -> int:
+        """Of a whole block; of a row as long as its text 1."""
+        return 1 if self.uneven else max_length - 1
+
     def sums(self, model: Any, batch: Batch) -> Tensor:
         """(2,) fp64: loss, predicted tokens."""
         losses, tokens = self.token_sums(model, batch).unbind(1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,10 @@ class Needs:
     def seen_by(self, name: str) -> float:
         """The share of the tokens that go into a linear map."""
         return 1.0 if expert_of(name) is None else self.routed
+
+    def gradient_samples(self, labels: int) -> int:
+        """Through how many samples of so many labels each the loss's gradients go back."""
+        return min(self.num_samples, max(self.back, math.ceil(self.labels / labels))) if self.back else 0
 
     def too_few(self, tokens: int) -> str | None:
         """What to say where so many tokens leave a Gram matrix without full rank; None where they are enough."""

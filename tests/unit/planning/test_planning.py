@@ -487,7 +487,9 @@ def test_calibration_by_hand() -> None:
         params=["*.gate_proj.weight"], granularity="weight", criterion={"name": "alps", "num_samples": 5},
         scope="matrix", budget={"name": "sparsity", "sparsity": 0.5}, schedule={"name": "one_shot", "start": 0},
     )  # fmt: skip
-    config = Config().changed(train__num_steps=4, data__max_length=10, pruners__weights=settings)
+    config = Config().changed(
+        task={"name": "causal_lm"}, train__num_steps=4, data__max_length=10, pruners__weights=settings
+    )
     pruner = Pruner(config)
     pruner.attach(model)
     layer = sum(p.numel() for p in model.model.layers[0].parameters())
@@ -511,6 +513,14 @@ def test_calibration_by_hand() -> None:
     back = 3 * 2 * 10 * 16 * 2  # 2 samples of a rank: into 2 layers and out of them
     on_device = entering + max(2 * max(layer, outside), gram + choosing)
     assert calibration(felt, model, going.calibrations, 2) == Calibration(on_device, max(back, hidden))
+    scarce = config.changed(
+        pruners__weights__criterion={"name": "alps", "num_samples": 5, "gradient_samples": 1, "gradient_labels": 3}
+    )
+    searching = Pruner(scarce)
+    searching.attach(model)
+    for task, each in (("causal_lm", 1), ("chat", 2), ("classification", 2)):  # 3 labels, of 9 or 1 a sample; 2 ranks
+        planned = calibration(scarce.changed(task={"name": task}), model, searching.calibrations, 2)
+        assert planned.host == max(3 * each * 10 * 16 * 2, hidden), task
     fitted = config.changed(pruners__weights__criterion={"name": "alps", "num_samples": 5, "reconstruct": 1})
     again = Pruner(fitted)
     again.attach(model)

@@ -134,7 +134,8 @@ def test_of_each_expert_only_its_tokens_are_summed_up_and_its_inputs_are_its_own
     tokens, ranks = SAMPLES * LENGTH, 2
     shapes = {f"model.layers.0.mlp.experts.down_proj[{expert}]": (8, 16) for expert in range(4)}
     needs = Needs("k", SAMPLES, shapes, (Gram,), nothing, cut_flops=lambda o, i: 100.0 * o + i, routed=0.5)
-    planned = work.cut(Config().changed(data__max_length=LENGTH), [needs], ranks, micro=1, measured=measured(samples=1))
+    config = Config().changed(task={"name": "causal_lm"}, data__max_length=LENGTH)
+    planned = work.cut(config, [needs], ranks, micro=1, measured=measured(samples=1))
     assert planned is not None
     assert planned.fp32 == 4 * Gram.flops(tokens // ranks // 2, 16) + 2 * 816.0, "two at once on two ranks"
     assert needs.too_few(31) is not None and needs.too_few(32) is None
@@ -148,8 +149,9 @@ def test_a_cut_computes_what_the_plan_says(case: str, monkeypatch: pytest.Monkey
     at = int("structures" in fields)  # gates are cut when a step begins
     model: Any = AutoModelForCausalLM.from_config(hf_config(), attn_implementation="eager")
     config = Config().changed(
-        train__num_steps=2, data__max_length=LENGTH, engine__zero_stage=0, engine__dtype="fp32",
-        engine__kernels="eager", optim__lr=1e-3, optim__implementation="loop",
+        task={"name": "causal_lm"}, train__num_steps=2, data__max_length=LENGTH,
+        engine__zero_stage=0, engine__dtype="fp32", engine__kernels="eager",
+        optim__lr=1e-3, optim__implementation="loop",
         pruners__one=PrunerConfig(**fields, schedule={"name": "one_shot", "start": at}),
     )  # fmt: skip
     _, pruner = one_rank.build(config, model)
