@@ -45,7 +45,7 @@ from pat.common.files import read_json, write_json
 from pat.run.directory import ExitCode
 from tests.benchmarks import frontier_report as report
 from tests.benchmarks.commands import ONE_THREAD, PAT, ROOT, SHOWN, cpu_seconds_of_children, shown, tidy
-from tests.benchmarks.frontier_rows import BATCH, METHODS, SUBJECTS, Row, Subject, Target, rows
+from tests.benchmarks.frontier_rows import METHODS, SUBJECTS, Row, Subject, Target, rows
 from tests.benchmarks.peers import HERE, PEERS, Peer
 
 VERSIONS = ("torch", "transformers", "deepspeed")
@@ -234,7 +234,7 @@ class Runner:
         healed = steps and not method.loops
         samples, cut = str(place / "samples.jsonl"), str(place / ("cut" if healed else "model"))
         described = [f"recipe={subject.kind}", *subject.described(1), f"model.path={model}", f"seed={row.seed}"]
-        count = steps * BATCH if method.loops else subject.samples
+        count = steps * subject.batch if method.loops else subject.samples
         yield [sys.executable, "tests/benchmarks/peers/samples.py", str(count), samples, *described]
         script = str(HERE / peer.script)
         flags = ["--method", method.option, *Target(row.target).flags()]

@@ -31,6 +31,7 @@ class Subject:
     max_length: int
     samples: int  # to calibrate on
     keys: tuple[str, ...] = ()  # of pat train
+    batch: int = 16  # samples of a step, as recipe=encoder has it
 
     @property
     def files(self) -> tuple[str, str]:
@@ -54,12 +55,12 @@ class Subject:
         return [*given, f"data.max_length={self.max_length}", f"train.num_steps={steps}", *self.keys]
 
 
-BATCH = 4  # samples of a step
+BATCH = 4  # samples of a decoder's step
 
 
 def _llama(data: str, task: str, recipe: str, eval_samples: int) -> Subject:
     keys = (f"train.global_batch_size={BATCH}", f"data.max_eval_samples={eval_samples}")
-    return Subject("decoder", "smollm2", data, task, "perplexity", (f"recipe={recipe}",), 256, 128, keys)
+    return Subject("decoder", "smollm2", data, task, "perplexity", (f"recipe={recipe}",), 256, 128, keys, BATCH)
 
 
 def _encoder(data: str) -> Subject:
@@ -217,7 +218,7 @@ METHODS = {
     "smaller": Method(("structures", "layers"), at_once=False, peer="smaller", option="plain"),
     "torch-pruning-magnitude": Method(("structures",), peer="torch-pruning", option="magnitude"),
     "torch-pruning-taylor": Method(("structures",), peer="torch-pruning", option="taylor"),
-    "torchao-pat": Method(("weights",), at_once=False, peer="torchao", option="pat", loops=True, subjects=("decoder",)),
+    "torchao-pat": Method(("weights",), at_once=False, peer="torchao", option="pat", loops=True),
 }
 
 

@@ -213,6 +213,20 @@ def test_what_another_package_has_cut_is_trained_by_the_recipe_of_ours(
 
 
 @pytest.mark.usefixtures("peers")
+@pytest.mark.parametrize("data, steps, left, batch", [("addresses", 80, 80, 4), ("reviews", 120, 84, 16)])
+def test_a_peer_that_trains_by_itself_has_the_steps_and_samples_that_are_left(
+    data: str, steps: int, left: int, batch: int, tmp_path: Path
+) -> None:
+    """Would catch: a peer that sees more of the data than ours, or whose model has not been trained before its cut."""
+    machine = Machine()
+    assert Runner(tmp_path, machine).measure(Row(data, steps, "80", "torchao-pat", 0)).error is None
+    *before, samples, cut, _ = machine.commands
+    assert samples[2] == str(left * batch) and cut[-2:] == ["--steps", str(left)]
+    settings = composed(*(key for key in samples if "=" in key))
+    assert settings.train.global_batch_size == batch and cut[2].endswith("before/model" if before else "smollm2")
+
+
+@pytest.mark.usefixtures("peers")
 def test_a_peer_that_fails_leaves_its_command_and_error(tmp_path: Path) -> None:
     script = str(frontier.HERE / PEERS["modelopt"].script)
     measured = Runner(tmp_path / "runs", Machine(script)).measure(Row("addresses", 0, "2:4", "modelopt-sparsegpt", 0))
