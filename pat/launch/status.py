@@ -16,7 +16,7 @@ from pat.common.files import read_json
 from pat.launch import slurm
 from pat.launch.process import held_since, rank_records
 from pat.run import provenance
-from pat.run.directory import HOST, RunDir, no_run, read_exit
+from pat.run.directory import AT_STEP, HOST, RunDir, no_run, read_exit
 
 LOGGED = "logged_step"
 _BLOCK = 1 << 16  # bytes of metrics.jsonl read at a time, from its end
@@ -30,7 +30,7 @@ class Status:
     state: str  # how it ended, or what it is doing; and the state of its job, if it has one
     step: int
     num_steps: int | None
-    phase: str | None
+    phase: str | None  # or how far a calibrated cut has come
     sparsity: float | None
     logged_step: int  # that phase and sparsity are of
     restarts: int  # starts after the first
@@ -64,12 +64,27 @@ def status(run: Path, job_state: str | None = None) -> Status:
         state=_state(run, exit_, job_state),
         step=int(seen.get("step") or 0),
         num_steps=_num_steps(directory.config),
-        phase=seen.get("pruning/phase"),
+        phase=_cut(directory) or seen.get("pruning/phase"),
         sparsity=seen.get("pruning/sparsity"),
         logged_step=int(seen.get(LOGGED) or 0),
         restarts=max(0, len(begun) - 1),
         updated=max(times) if times else begun[-1]["time"] if begun else None,
     )
+
+
+def _cut(directory: RunDir) -> str | None:
+    """How many layers of a calibrated cut are done, where one has begun and not ended."""
+    layers = [file.parent.name for file in directory.calibration.glob(f"*{AT_STEP}*/layer-*")]
+    if not layers:
+        return None
+    newest = max(layers, key=_step_of)
+    ended = last_values(directory.metrics, ("calibration/seconds",)).get(LOGGED)
+    done = layers.count(newest)
+    return f"cut, {done} layer{'s'[: done > 1]}" if ended is None or ended < _step_of(newest) else None
+
+
+def _step_of(folder: str) -> int:
+    return int(folder.rpartition(AT_STEP)[2])
 
 
 def last_values(path: Path, keys: Sequence[str]) -> dict[str, Any]:

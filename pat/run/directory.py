@@ -62,6 +62,9 @@ class ExitCode(enum.IntEnum):
         )
 
 
+AT_STEP = "-step-"  # between the name of a pruner and the step, of a folder that has a cut's layers
+
+
 @dataclass(frozen=True)
 class RunDir:
     """The files of one run."""

@@ -34,10 +34,10 @@ from pat.common.files import remove_empty, replace_atomic
 from pat.common.hashing import pack_keep, tensors_sha256, unpack_keep
 from pat.common.typed import of_numpy, untyped
 from pat.pruning.calibration.walk import Layer, Walk
+from pat.run.directory import AT_STEP
 
 FORMAT = 1
 KEEP = "keep|"  # before the name of what flags belong to
-STEP = "-step-"
 
 
 class Journals:
@@ -60,20 +60,20 @@ class Journals:
     def folder(self, pruner: str, t: int) -> Path:
         """The folder of a pruner's cut at step t. Only where cuts are kept, so that there is a `root`."""
         assert self.root is not None
-        return self.root / f"{pruner}{STEP}{t:08d}"
+        return self.root / f"{pruner}{AT_STEP}{t:08d}"
 
     def forget(self, pruner: str, t: int) -> None:
         """The cuts of a pruner up to step t are not needed any more. One rank only."""
-        for folder in self.root.glob(f"*{STEP}*") if self.root is not None else ():
-            owner, _, step = folder.name.rpartition(STEP)
+        for folder in self.root.glob(f"*{AT_STEP}*") if self.root is not None else ():
+            owner, _, step = folder.name.rpartition(AT_STEP)
             if owner == pruner and step <= f"{t:08d}":
                 shutil.rmtree(folder, ignore_errors=True)
         self._tidy()
 
     def remove(self, pruners: Collection[str]) -> None:
         """Remove the journals of these pruners' cuts, and nothing else: the folder may be somebody's own. One rank."""
-        for folder in self.root.glob(f"*{STEP}{'[0-9]' * 8}") if self.root is not None else ():
-            if folder.name.rpartition(STEP)[0] in pruners:
+        for folder in self.root.glob(f"*{AT_STEP}{'[0-9]' * 8}") if self.root is not None else ():
+            if folder.name.rpartition(AT_STEP)[0] in pruners:
                 shutil.rmtree(folder, ignore_errors=True)
         self._tidy()
 

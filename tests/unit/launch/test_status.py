@@ -48,6 +48,19 @@ def test_of_a_dead_run(run):
     assert (found.sparsity, found.restarts, found.updated) == (39.99, 1, 5000.5)
 
 
+def test_a_cut_that_goes_on_is_told_by_its_layers_and_one_that_has_ended_is_not(run):
+    """Would catch: `dense` for the hours of a cut before the first step, and a cut whose journal waits for a save."""
+    for step, layers in ((200, 3), (4000, 2)):
+        folder = run.calibration / f"weights-step-{step:08d}"
+        folder.mkdir(parents=True)
+        for layer in range(layers):
+            (folder / f"layer-{layer:05d}.safetensors").touch()
+    assert status.status(run.path).phase == "cut, 2 layers"
+    with run.metrics.open("a") as file:
+        file.write('\n{"step": 4000, "calibration/seconds": 9.5}\n')
+    assert status.status(run.path).phase == "soft"
+
+
 def test_a_misspelt_run_is_named_with_the_one_beside_it(run, capsys, monkeypatch):
     monkeypatch.chdir(run.path.parent)
     for command in (["status", "rnu"], ["logs", "rnu"], ["export", "rnu", "--out", "out"], ["evaluate", "rnu"]):
