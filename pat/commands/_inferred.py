@@ -37,7 +37,12 @@ def task_of(model: str, config: Any, keys: Sequence[str]) -> str:
     given = _value(keys, "task")
     if given and given.isidentifier():
         return given
-    heads = {"ForCausalLM": "causal_lm", "LMHeadModel": "causal_lm", "ForSequenceClassification": "classification"}
+    heads = {
+        "ForCausalLM": "causal_lm",
+        "LMHeadModel": "causal_lm",
+        "ForSequenceClassification": "classification",
+        "ForTokenClassification": "token_classification",
+    }
     names = list(getattr(config, "architectures", None) or [])
     for name in names:
         for head, task in heads.items():
@@ -46,8 +51,8 @@ def task_of(model: str, config: Any, keys: Sequence[str]) -> str:
                 return "regression" if amounts else task
     raise ValueError(
         f"{model} is a {' or '.join(names) or 'model without an architecture in its config'}, whose task is not known: "
-        "give --task causal_lm, chat, classification or regression; for a model that was never fine-tuned, `pat train "
-        "recipe=encoder` fine-tunes and prunes it in one run"
+        "give --task causal_lm, chat, classification, regression or token_classification; for a model that was never "
+        "fine-tuned, `pat train recipe=encoder` fine-tunes and prunes it in one run"
     )
 
 

@@ -107,12 +107,13 @@ class _Samples:
         differing = torch.nonzero(best[0] != best[1])[:, 0]
         first = int(differing[0]) if len(differing) else None
         at = int(where[0 if first is None else first])
-        ids = batch["input_ids"][i]
+        ids, said = batch["input_ids"][i], [int(each[first or 0]) for each in best]
+        named = self.parts.name if self.task.labelled else lambda answer: self.tokenizer.decode([answer])
         return Pair(
             id=str(int(batch["sample"][i])),
             prompt=self.tokenizer.decode(ids[max(0, at + 1 - CONTEXT) : at + 1].tolist()),
-            a=self.tokenizer.decode([int(best[0][first or 0])]),
-            b=self.tokenizer.decode([int(best[1][first or 0])]),
+            a=named(said[0]),
+            b=named(said[1]),
             slices=self.parts.of(batch, i),
             weight=weight,
             agreement=float((best[0] == best[1]).double().mean()),

@@ -6,11 +6,13 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from datasets import Dataset
 
 from pat.common.text import short
 from pat.data.prepare import PreparedData
-from pat.tasks.base import Task
+from pat.tasks.base import IGNORED, Task
 
 FEW_ROWS = 20  # with fewer rows, one label in all of them proves nothing
 ROWS_PER_LABEL = 5  # on average; below it, most labels are hardly seen
@@ -23,7 +25,8 @@ def data_warnings(prepared: PreparedData, task: Task) -> list[str]:
     """A sentence for everything that looks like a mistake. ValueError where training would be pointless."""
     if prepared.label_names is not None:
         _refuse(prepared, prepared.label_names, task)
-        sentences = [*_names(prepared.label_names), *_counts(prepared, prepared.label_names), *both_sides(prepared)]
+        counted = _words(prepared, prepared.label_names) if task.by_word else _counts(prepared, prepared.label_names)
+        sentences = [*_names(prepared.label_names), *counted, *both_sides(prepared)]
     else:
         _refuse_targets(prepared)
         sentences = [*both_sides(prepared)]
@@ -40,15 +43,18 @@ def both_sides(prepared: PreparedData, trained: bool = True) -> Iterator[str]:
 
 
 def labels_of(samples: Dataset) -> np.ndarray:
-    """(n,) the labels as numbers; none where the samples have none."""
+    """(n,) the labels as numbers, of all samples or of all words; none where the samples have none."""
     if "label" not in samples.column_names:
         return np.empty(0)
-    labels: Any = samples.with_format("numpy", columns=["label"])["label"][:]
-    return labels
+    column: Any = samples.select_columns("label").with_format("arrow")[:]["label"]
+    if not pa.types.is_nested(column.type):
+        return column.to_numpy()
+    of_tokens = pc.list_flatten(column).to_numpy()  # pyright: ignore
+    return of_tokens[of_tokens != IGNORED]
 
 
 def label_counts(samples: Dataset, count: int) -> np.ndarray:
-    """(count,) int64: samples of each label."""
+    """(count,) int64: samples of each label, or words."""
     return np.bincount(labels_of(samples), minlength=count)
 
 
@@ -69,8 +75,9 @@ def _refuse(prepared: PreparedData, names: list[str], task: Task) -> None:
     counts, rows = label_counts(prepared.train, len(names)), _rows(prepared)
     if (counts > 0).sum() == 1:
         raise ValueError(
-            f"All {counts.sum():,} training samples have the label '{names[counts.argmax()]}', so there is nothing to "
-            "learn: name another data.label_column, or add rows with other labels."
+            f"All {counts.sum():,} {'words of the ' if task.by_word else ''}training samples have the label "
+            f"'{names[counts.argmax()]}', so there is nothing to learn: name another data.label_column, or add rows "
+            "with other labels."
         )
     if getattr(task, "num_labels", None) is None and rows >= FEW_ROWS and 2 * len(names) > rows:
         raise ValueError(
@@ -112,6 +119,14 @@ def _counts(prepared: PreparedData, names: list[str]) -> Iterator[str]:
         )
     if (held > 0).sum() == 1:
         yield f"all {held.sum():,} evaluation samples have the label '{names[held.argmax()]}'"
+
+
+def _words(prepared: PreparedData, names: list[str]) -> Iterator[str]:
+    """Where labels of words are O for the most part, that is how texts are."""
+    train = label_counts(prepared.train, len(names))
+    if once := [name for name, count in zip(names, train, strict=True) if count <= 1]:
+        each = "the label" if len(once) == 1 else "each of the labels"
+        yield f"at most 1 word of the training samples has {each} {_few(once)}: correct the label if it is misspelt"
 
 
 def _refuse_targets(prepared: PreparedData) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,12 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 
 from pat.common.text import size_in_words
+from pat.data.checks import label_counts
 from pat.data.example import coloured, decoded, plain, rest
 from pat.data.prepare import CALIBRATION, SPLITS, PreparedData
 from pat.data.sampler import first_indices, token_counts
 from pat.schema import Config
+from pat.tasks.base import IGNORED
 
 CHUNK = 10_000  # samples whose flags are in memory at a time
 
@@ -28,6 +32,7 @@ WORDINGS = {
     "rows_joined": "rows where a completion's beginning is one token with the prompt's end, not learned",
     "system_prompts_dropped": "rows whose system prompt the chat template leaves out",
     "tools_dropped": "rows whose tools the chat template leaves out",
+    "words_left_out": "words beyond data.max_length, or without a token",
     "rows_in_train": "rows that are in the training data, too",
     "samples": "samples made of them",
     "samples_used": "samples that the run uses (data.max_*_samples)",
@@ -70,6 +75,7 @@ def _split(prepared: PreparedData, split: str, max_length: int) -> dict[str, Any
     counted = (
         "rows",
         "rows_cut",
+        "words_left_out",
         "rows_dropped",
         "rows_joined",
         "system_prompts_dropped",
@@ -88,7 +94,7 @@ def _split(prepared: PreparedData, split: str, max_length: int) -> dict[str, Any
             figures["fill"] = tokens / (len(samples) * max_length)
             figures["fill_unpacked"] = tokens / (documents * max_length)
     if prepared.label_names:
-        counts = np.bincount(samples["label"], minlength=len(prepared.label_names))
+        counts = label_counts(samples, len(prepared.label_names))
         figures["labels"] = dict(zip(prepared.label_names, counts.tolist(), strict=True))
     return figures
 
@@ -150,6 +156,13 @@ def calibrating(prepared: PreparedData, config: Config, count: int, index: int |
     return split, [order[place] for place in places]
 
 
+def _by_word(ids: list[int], labels: list[int], names: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> str:
+    """Each word with its label behind it, in brackets."""
+    starts = [token for token, label in enumerate(labels) if label != IGNORED]
+    words = [str(tokenizer.decode(ids[first:end])).strip() for first, end in pairwise([*starts, len(ids)])]
+    return " ".join(f"{word}[{names[labels[first]]}]" for word, first in zip(words, starts, strict=True))
+
+
 def sample_text(
     prepared: PreparedData, split: str, index: int, tokenizer: PreTrainedTokenizerBase, limit: int, colours: bool
 ) -> Text:
@@ -161,6 +174,8 @@ def sample_text(
     head = f"{split} sample {index} of {len(samples):,}: {len(ids):,} tokens"
     if flags is not None:
         head += f", {sum(flags):,} of them learned" + (f", {len(lengths)} documents" if len(lengths) > 1 else "")
+    elif isinstance(sample.get("label"), list):
+        head += f", {sum(label != IGNORED for label in sample['label']):,} words, each with its label"
     elif "label" in sample:
         names, label = prepared.label_names, sample["label"]
         head += f", label {names[label] if names else label}"
@@ -173,7 +188,9 @@ def sample_text(
             text.append(f"\n--- document {number}, {length:,} tokens", "cyan" if colours else "")
         shown = slice(start, start + min(length, limit))
         text.append("\n")
-        if flags is None:
+        if isinstance(sample.get("label"), list):
+            text.append(_by_word(ids[shown], sample["label"][shown], prepared.label_names or (), tokenizer), "not bold")
+        elif flags is None:
             text.append(str(tokenizer.decode(ids[shown])), "not bold")
         else:
             runs = decoded(ids[shown], flags[shown], tokenizer)

@@ -108,7 +108,8 @@ def _calibration(
 
     def build(staging: Path) -> dict[str, Any]:
         loaded = sources.load(cfg, CALIBRATION, seed, staging / "raw")
-        rows = sources.select_columns(loaded, task.columns_in(cfg, loaded.column_names), cfg, CALIBRATION)
+        columns = task.columns_in(cfg, loaded.column_names)
+        rows = sources.select_columns(loaded, columns, cfg, CALIBRATION, task.by_word)
         if names is not None:
             as_trained: list[Any] = list(range(len(names))) if names == [str(i) for i in range(len(names))] else names
             rows = task.with_words({"train": Dataset.from_dict({"label": as_trained}), CALIBRATION: rows})[CALIBRATION]
@@ -184,7 +185,7 @@ def _build(staging: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, t
         columns = task.columns_in(cfg, loaded.column_names)
         if cfg.slice_column and (split == "eval" or not cfg.eval):
             columns = {**columns, SLICE: cfg.slice_column}
-        rows[split] = sources.select_columns(loaded, columns, cfg, split)
+        rows[split] = sources.select_columns(loaded, columns, cfg, split, task.by_word)
     rows = task.with_words(rows)
     names = task.label_names(rows["train"])
     counts: dict[str, int] = {} if names is None else {"labelled_rows": len(rows["train"])}

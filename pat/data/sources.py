@@ -184,7 +184,13 @@ def check_files(cfg: DataConfig) -> None:
             files(cfg, split)
 
 
-def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, split: str) -> Dataset:
+def select_columns(
+    rows: Dataset,
+    columns: Mapping[str, str],
+    cfg: DataConfig,
+    split: str,
+    by_word: bool = False,  # whether texts and labels may be lists
+) -> Dataset:
     """The rows with the task's columns under the task's names; a wrong column or none of the rows is a ValueError."""
     for name, column in columns.items():
         if column not in rows.column_names:
@@ -211,18 +217,18 @@ def select_columns(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, s
                 f"data.{name}_column='{column}' holds values of several types, as numbers beside text: write all of "
                 "them as text, or name another."
             )
-        if name.startswith("text") and not _is_text(rows.features[column]):
-            raise ValueError(f"data.{name}_column='{column}' holds {rows.features[column]}, not text: name another.")
         feature = rows.features[column]
+        listed = by_word and hasattr(feature, "feature")
+        if name.startswith("text") and not _is_text(feature.feature if listed else feature):
+            of_words = " (task=token_classification takes lists of words)" * hasattr(feature, "feature")
+            raise ValueError(f"data.{name}_column='{column}' holds {feature}, not text: name another{of_words}.")
         if name in ("prompt", "completion") and isinstance(feature, Value) and not _is_text(feature):
             raise ValueError(
                 f"The column '{column}' of data.{split} holds {feature.dtype}, not text or messages: give text (dates "
                 "become times where all values of JSON are dates; csv and parquet keep them as text)."
             )
-        if name in ("label", SLICE) and not isinstance(rows.features[column], Value | ClassLabel):
-            raise ValueError(
-                f"data.{name}_column='{column}' holds {rows.features[column]}, not a word or number: name another."
-            )
+        if name in ("label", SLICE) and not (listed or isinstance(feature, Value | ClassLabel)):
+            raise ValueError(f"data.{name}_column='{column}' holds {feature}, not a word or number: name another.")
         filled = ("label", SLICE, *(("prompt", "completion") if cfg.source == "csv" else ()))  # csv has no null
         first, others = (0, -1) if name == "tools" else _empty_rows(rows, column, name in filled)
         if others >= 0:

@@ -14,7 +14,7 @@ from pat.evaluation.measures import of_rows
 from pat.evaluation.models import Loaded, opened
 from pat.evaluation.stored import weight_files
 from pat.models import heads, tokenizers
-from pat.models.build import HEADED
+from pat.models.build import SUMMED_UP
 from pat.models.weight_files import stored_sha256
 from pat.schema import Config, ModelConfig
 from pat.tasks import base
@@ -76,7 +76,7 @@ def evaluate_folder(
 def evaluate(config: Config, folder: Path, model: Any, device: str = "cpu") -> dict[str, float]:
     """The metrics of a model that was made from `folder`, quantised for instance."""
     tokenizer = tokenizers.build_tokenizer(ModelConfig(path=str(folder)))
-    heads.set_pad_token(model.config, tokenizer.pad_token_id, base.build(config.task).auto_model is HEADED)
+    heads.set_pad_token(model.config, tokenizer.pad_token_id, base.build(config.task).auto_model is SUMMED_UP)
     return samples.ask(config, model, tokenizer, str(folder), device)[0].metrics()
 
 

@@ -13,7 +13,7 @@ import torch
 from pat.evaluation.fitting import check_folder, load_model, model_config, tasks_of
 from pat.export import origins
 from pat.models import heads, tokenizers
-from pat.models.build import HEADED
+from pat.models.build import SUMMED_UP
 from pat.schema import ModelConfig
 from pat.tasks import base
 from pat.tasks.base import Task
@@ -46,7 +46,7 @@ def opened(path: Path, task: Task | None, dtype: torch.dtype, device: str) -> It
             raise ValueError(f"{path} holds no safetensors, and pickles are not read: save it again as safetensors")
         model = load_model(folder, path, dtype, use_safetensors=True).to(device).eval().requires_grad_(False)
         tokenizer = tokenizers.build_tokenizer(ModelConfig(path=str(folder)))
-        heads.set_pad_token(model.config, tokenizer.pad_token_id, task.auto_model is HEADED)
+        heads.set_pad_token(model.config, tokenizer.pad_token_id, task.auto_model is SUMMED_UP)
         yield Loaded(path, folder, said, task, model, tokenizer)
 
 

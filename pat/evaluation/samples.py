@@ -33,7 +33,7 @@ class Rows:
     task: Task
     data: str
     numbers: list[int]  # of the samples
-    rows: Tensor  # (n, c) fp32 logits of tasks with a label a sample; else (n, 2) fp64, see `Task.token_sums`
+    rows: Tensor  # (n, c) fp32 logits of tasks with a label a sample; else fp64, see `Task.token_sums`
     labels: Tensor | None  # (n,) of the former
     slices: list[tuple[str, ...]]
 

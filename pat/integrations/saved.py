@@ -59,6 +59,8 @@ def _task(model_class: str) -> str:
     """The task whose models `pat export` can write; of another model its class, which export names when it refuses."""
     if model_class.endswith("ForSequenceClassification"):
         return "classification"
+    if model_class.endswith("ForTokenClassification"):
+        return "token_classification"
     return "causal_lm" if model_class.endswith(("ForCausalLM", "LMHeadModel")) else model_class
 
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-HEADED: Any = AutoModelForSequenceClassification  # a model with a head of one output per class
+SUMMED_UP: Any = AutoModelForSequenceClassification  # a decoder of this kind answers at its last token
+HEADED = (SUMMED_UP, AutoModelForTokenClassification)  # models with a head of one output per class
 SIZES = (
     "vocab_size",
     "hidden_size",
@@ -66,8 +68,8 @@ def build_config(
         config = _config_from_type(_ids(tokenizer) | fields)
     else:
         raise ValueError("model.path is not set: give a hub name or a folder, or model.init=random for random weights.")
-    if tokenizer is not None and (cfg.path or task.auto_model is HEADED):
-        heads.set_pad_token(config, tokenizer.pad_token_id, task.auto_model is HEADED)
+    if tokenizer is not None and (cfg.path or task.auto_model is SUMMED_UP):
+        heads.set_pad_token(config, tokenizer.pad_token_id, task.auto_model is SUMMED_UP)
     theirs = heads.labels_of(config) if cfg.path else None
     if task.set_head(config, label_names or [f"LABEL_{i}" for i in range(num_labels or 0)]):
         heads.check(cfg, theirs, _outputs(config))
@@ -79,7 +81,7 @@ def head_note(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> str | N
 
     ValueError where model.replace_head would be ignored.
     """
-    pretrained = cfg.path is not None and cfg.init == "pretrained" and task.auto_model is HEADED
+    pretrained = cfg.path is not None and cfg.init == "pretrained" and task.auto_model in HEADED
     theirs = heads.labels_of(_config_from_path(cfg, dict(cfg.config))) if pretrained else None
     if cfg.replace_head and theirs is None:
         raise ValueError(

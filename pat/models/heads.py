@@ -17,17 +17,17 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_N
 
 from pat.schema import ModelConfig
 
-CLASSIFIER = "ForSequenceClassification"  # how the classes end
+CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")  # how the classes end
 PRETRAINED = "head"  # ModernBERT's, outside the base model: it comes from the one that guesses masked words
 SHOWN = 8
 DROPPED = "replaced_head."  # the name of the old head's weights while the others load; no model uses it
 
 
 def is_of_head(kind: type, name: str) -> bool:
-    """Whether a module or parameter of a model of this class belongs to a sequence classifier's head: what lies outside
+    """Whether a module or parameter of a model of this class belongs to a classifier's head: what lies outside
     the base model and no pretraining gives."""
     outside = name.partition(".")[0] not in (getattr(kind, "base_model_prefix", ""), PRETRAINED)
-    return outside and kind.__name__.endswith(CLASSIFIER)
+    return outside and kind.__name__.endswith(CLASSIFIERS)
 
 
 def class_of(auto_model: Any, config: PretrainedConfig) -> type:
@@ -37,7 +37,7 @@ def class_of(auto_model: Any, config: PretrainedConfig) -> type:
 
 def labels_of(config: PretrainedConfig) -> list[str] | None:
     """The labels of the classifier in a config; None where its weights have no head, or are not said to have one."""
-    if not any(name.endswith(CLASSIFIER) for name in config.architectures or []):
+    if not any(name.endswith(CLASSIFIERS) for name in config.architectures or []):
         return None
     return names_of(config)
 

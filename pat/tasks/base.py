@@ -29,6 +29,7 @@ Batch = dict[
 # What `pat.training.logit_cache` adds to a training batch: a teacher's draws, how much each counts, its entropy.
 DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY = "drawn_ids", "drawn_weights", "teacher_entropy"
 NOT_INPUTS = ("labels", "weight", "sample", "num_samples", DRAWN_IDS, DRAWN_WEIGHTS, ENTROPY)
+IGNORED = -100  # the label of a token that is not supervised
 MULTIPLE = 8  # batches are padded to a multiple of this many tokens: few shapes, aligned matrices
 
 
@@ -43,6 +44,7 @@ class Task(ABC):
     worse: ClassVar[float] = 3.0
     labelled: ClassVar[bool] = False  # whether the model has one output per class
     per_sample: ClassVar[bool] = False  # whether a sample has one label, instead of one for each token
+    by_word: ClassVar[bool] = False  # whether a row has a list of words, and one of their labels
     distribution: ClassVar[bool] = True  # whether softmax(logits) means something
     directions: ClassVar[Mapping[str, bool]]  # metric -> whether higher is better
     best_metric: ClassVar[str]  # by which the best checkpoint is chosen
@@ -119,7 +121,8 @@ class Task(ABC):
         """fp64, of one shape: what `metrics` needs, summed over the samples of weight 1."""
 
     def token_sums(self, model: Any, batch: Batch) -> Tensor:
-        """(b, 2) fp64: each sample's summed loss and supervised tokens, which `sums` adds up.
+        """(b, 2 or more) fp64, which `sums` adds up: of each sample what `sample_metric` is the mean of, summed; its
+        supervised tokens; and what else `metrics` needs.
 
         Only of tasks with a label a token; of the others (`per_sample`) logits and labels tell all.
         """

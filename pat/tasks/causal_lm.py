@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import AutoModelForCausalLM
 
 from pat.tasks import chunked_loss, sight
-from pat.tasks.base import Batch, Encoder, Task
+from pat.tasks.base import IGNORED, Batch, Encoder, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 # b blocks of a batch, s tokens of a block, v vocabulary
 
 CHUNK_ELEMENTS = 1 << 26  # logits that are held in fp32 at a time: 256 MB
-IGNORED = -100  # the label of a token that is not supervised
 LOG_MAX = 700.0  # exp of more overflows
 
 

@@ -12,8 +12,8 @@ from datasets import Features, List, Value
 from torch import Tensor
 
 from pat.tasks import formats, padding
-from pat.tasks.base import Batch, Encoder, inputs, padded_width
-from pat.tasks.causal_lm import IGNORED, CausalLM, sum_per_block
+from pat.tasks.base import IGNORED, Batch, Encoder, inputs, padded_width
+from pat.tasks.causal_lm import CausalLM, sum_per_block
 from pat.tasks.packing import best_fit, kept_apart
 from pat.tasks.templates import ChatTemplate, Marked, SpanTokenizer
 

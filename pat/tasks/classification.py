@@ -34,7 +34,8 @@ WORDS = ("string", "large_string")  # types of a column
 # b samples of a batch, s tokens of its longest sample, c classes
 
 
-KEYS = ("data.text_pair_column", "data.label_column", "model.replace_head", "optim.head_lr")  # of any new head
+HEAD_KEYS = ("data.label_column", "model.replace_head", "optim.head_lr")  # of any new head
+KEYS = ("data.text_pair_column", *HEAD_KEYS)
 
 
 @dataclass(frozen=True)
@@ -119,10 +120,8 @@ class Classification(Task):
     def set_head(self, config: PretrainedConfig, names: Sequence[str]) -> bool:
         """One output a class."""
         if names:
-            config.id2label = dict(enumerate(names))
-            config.label2id = {name: i for i, name in enumerate(names)}
             config.problem_type = "single_label_classification"  # the base may have been trained for several at once
-        return bool(names)
+        return set_classes(config, names)
 
     def encoder(
         self, tokenizer: PreTrainedTokenizerBase, max_length: int, label_names: Sequence[str] | None
@@ -230,8 +229,21 @@ def text_columns(cfg: DataConfig) -> dict[str, str]:
     return {"text": cfg.text_column, **pair, "label": cfg.label_column}
 
 
+def set_classes(config: PretrainedConfig, names: Sequence[str]) -> bool:
+    """Give a head one output a class; whether there are names."""
+    if names:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: i for i, name in enumerate(names)}
+    return bool(names)
+
+
 def collated(samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase, labels: torch.dtype) -> Batch:
     """input_ids, attention_mask, ... (b, s) and labels (b,), s the longest rounded up to a multiple of 8."""
+    return padded(samples, tokenizer) | {"labels": torch.tensor(samples["label"], dtype=labels)}
+
+
+def padded(samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBase) -> Batch:
+    """All columns but the label, and attention_mask, (b, s); s the longest rounded up to a multiple of 8."""
     lengths = [len(ids) for ids in samples["input_ids"]]
     width = padded_width(max(lengths), tokenizer)
     batch = {"attention_mask": (torch.arange(width) < torch.tensor(lengths)[:, None]).long()}
@@ -239,7 +251,7 @@ def collated(samples: Mapping[str, list[Any]], tokenizer: PreTrainedTokenizerBas
         if name != "label":
             fill: Any = tokenizer.pad_token_id if name == "input_ids" else 0
             batch[name] = torch.tensor([[*value, *[fill] * (width - len(value))] for value in values])
-    return batch | {"labels": torch.tensor(samples["label"], dtype=labels)}
+    return batch
 
 
 class TextRows(Encoder):

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from datasets import Dataset
 
 from pat.data.prepare import PreparedData
 from pat.pruning.pruner import Pruner
@@ -26,12 +22,6 @@ class Checked:
     pruner: Pruner  # attached to it
     head: Sequence[str] = ()  # what becomes of a pretrained head
     strange: Sequence[str] = ()  # what looks wrong in the data
-
-
-def label_counts(rows: Dataset, names: Sequence[str]) -> npt.NDArray[np.int64]:
-    """Samples of each label."""
-    column: Any = rows.select_columns("label").with_format("arrow")[:]
-    return np.bincount(column["label"].to_numpy(), minlength=len(names))
 
 
 def shown_label(label: str) -> str:

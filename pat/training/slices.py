@@ -56,10 +56,8 @@ class Sliced:
             said = SimpleNamespace(logits=task.outputs(model, batch).logits)
             return task.sums(lambda **_: said, batch), *task.sample_values(said.logits.float(), batch)
         rows = task.token_sums(model, batch)
-        losses, tokens = rows.unbind(1)
-        weight = batch["weight"].double()
-        total = torch.stack([(losses * weight).sum(), (tokens * weight).sum()])
-        return total, losses / tokens.clamp(min=1.0), tokens
+        total = (rows * batch["weight"].double()[:, None]).sum(0)
+        return total, rows[:, 0] / rows[:, 1].clamp(min=1.0), rows[:, 1]
 
     def _figures(self, table: Tensor) -> Figures:
         found: Figures = {}

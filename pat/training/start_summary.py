@@ -11,6 +11,7 @@ from pat import learning_rates
 from pat.checkpoint import retention
 from pat.common import patterns
 from pat.common.machine import free_cores, usable_cores
+from pat.data.checks import label_counts
 from pat.data.prepare import SPLITS, PreparedData
 from pat.data.sources import held_out_of_train
 from pat.launch.environment import rank_environment
@@ -21,7 +22,7 @@ from pat.pruning.pruner import Pruner
 from pat.pruning.timetable import percent
 from pat.run.directory import RunDir
 from pat.schema import Config, OptimConfig, TrainConfig
-from pat.training.checked import SHOWN_LABELS, Checked, label_counts, shown_label
+from pat.training.checked import SHOWN_LABELS, Checked, shown_label
 from pat.training.start_warnings import warnings
 from pat.zero.engine import accelerator
 
@@ -146,7 +147,7 @@ def _samples(prepared: PreparedData, split: str) -> str:
 def _labels(prepared: PreparedData) -> Iterator[str]:
     if prepared.label_names is None:
         return
-    counts = label_counts(prepared.train, prepared.label_names)
+    counts = label_counts(prepared.train, len(prepared.label_names))
     most = sorted(zip(prepared.label_names, counts.tolist(), strict=True), key=lambda one: -one[1])
     named = ", ".join(
         f"{shown_label(name)} {count:,} ({percent(count / counts.sum())})" for name, count in most[:SHOWN_LABELS]

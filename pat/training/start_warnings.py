@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from pat.common import machine, patterns
 from pat.common.parameters import logical_numel
+from pat.data.checks import label_counts
 from pat.data.prepare import PreparedData
 from pat.pruning import timetable
 from pat.pruning.calibration.statistics import Gram
@@ -14,7 +15,7 @@ from pat.pruning.timetable import percent
 from pat.pruning.weights.matrices import ALL_LINEAR, Matrices
 from pat.schema import Config
 from pat.tasks import base
-from pat.training.checked import SHOWN_LABELS, Checked, label_counts, shown_label
+from pat.training.checked import SHOWN_LABELS, Checked, shown_label
 from pat.zero.engine import accelerator
 
 MUCH = 0.1  # of the layers' weights that stay dense without having been named
@@ -46,7 +47,7 @@ def _small_evaluation(prepared: PreparedData, per_sample: bool) -> Iterator[str]
         )
     if prepared.label_names is None or not held:
         return
-    counts = label_counts(prepared.eval, prepared.label_names)
+    counts = label_counts(prepared.eval, len(prepared.label_names))
     missing = [shown_label(name) for name, count in zip(prepared.label_names, counts, strict=True) if not count]
     if missing:
         named = f"{', '.join(missing[:SHOWN_LABELS])}{', ...' if len(missing) > SHOWN_LABELS else ''}"

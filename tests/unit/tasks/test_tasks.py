@@ -36,9 +36,11 @@ def classification_batch(weight: list[float] | None = None) -> dict[str, Tensor]
 
 def test_every_task_is_found_by_its_name_and_says_what_it_measures() -> None:
     assert set(base.names()) <= {*scan.files("pat.tasks")}, "a task's file is called as the task is"
-    rows = {"text": ["a text of more than sixteen tokens"] * 4, "label": ["1", "2", "1", "3"]}
+    texts = {"text": ["a text of more than sixteen tokens"] * 4, "label": ["1", "2", "1", "3"]}
+    by_word = {"text": [["a", "text"]] * 4, "label": [["1", "2"]] * 4}
     for name in base.names():
         task = base.build(TaskConfig(name=name))
+        rows = by_word if task.by_word else texts
         assert task.name == name
         assert task.best_metric in task.directions and task.headline in task.directions
         columns = task.columns_in(DataConfig(), list(rows))
