@@ -20,7 +20,9 @@ class Figure:
     unit: str = ""  # where its name does not say it
 
 
-SHARES = frozenset({"accuracy", "macro_f1", "passed", "calibration_error", "sparsity"})  # between 0 and 1
+SHARES = frozenset(  # between 0 and 1
+    {"accuracy", "macro_f1", "f1", "precision", "recall", "passed", "calibration_error", "sparsity"}
+)
 
 _OTHERS: dict[str, Figure] = {
     "calibration_error": Figure(False, (MIX, SAMPLES)),

@@ -85,6 +85,7 @@ def test_a_whole_cut_holds_what_the_plan_says(fields: dict[str, Any], tmp_path: 
         "schedule": {"name": "one_shot", "start": at},
     }
     config = Config().changed(
+        task={"name": "causal_lm"},
         train__num_steps=2, data__max_length=TOKENS, engine__zero_stage=0, engine__dtype="fp32",
         engine__kernels="eager", optim__lr=1e-3, optim__implementation="loop",
         pruners__one=PrunerConfig(**(common | fields)),
