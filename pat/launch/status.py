@@ -74,7 +74,7 @@ def status(run: Path, job_state: str | None = None) -> Status:
 
 def _cut(directory: RunDir) -> str | None:
     """How many layers of a calibrated cut are done, where one has begun and not ended."""
-    layers = [file.parent.name for file in directory.calibration.glob(f"*{AT_STEP}*/layer-*")]
+    layers = [file.parent.name for file in directory.calibration.glob(f"*{AT_STEP}{'[0-9]' * 8}/layer-*.safetensors")]
     if not layers:
         return None
     newest = max(layers, key=_step_of)

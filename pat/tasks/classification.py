@@ -112,7 +112,7 @@ class Classification(Task):
             names = self._counted(train.unique("label"))
         if self.num_labels is not None and len(names) > self.num_labels:
             raise ValueError(
-                f"task.num_labels={self.num_labels}, but the training data has {len(names)}: {_few(names)}; "
+                f"task.num_labels={self.num_labels}, but the training data has {len(names)}: {few(names)}; "
                 "null takes as many as there are."
             )
         return names + [str(i) for i in range(len(names), self.num_labels or 0)]
@@ -209,7 +209,7 @@ class Classification(Task):
         whole = len(numbers) == len(labels)
         if not whole or not numbers <= set(expected):
             raise ValueError(
-                f"The labels in the training data are {_few(labels)}, but must be strings, or whole numbers "
+                f"The labels in the training data are {few(labels)}, but must be strings, or whole numbers "
                 f"0..{len(expected) - 1 if numbers else 'n-1'}: map them to those (a missing value makes a column of "
                 "whole numbers one of 1.0, 2.0), or name another data.label_column"
                 + (", or set task.num_labels=null to take them as they are" if whole and self.num_labels else "")
@@ -310,7 +310,7 @@ def _number(numbers: Mapping[str, int], label: Any) -> int:
     """A label's place among the classes."""
     number = numbers.get(label) if isinstance(label, str) else label
     if not isinstance(number, int) or not 0 <= number < len(numbers):
-        known, no_class = _few(list(numbers)), len(numbers) > MANY or short(str(label)) != str(label)
+        known, no_class = few(list(numbers)), len(numbers) > MANY or short(str(label)) != str(label)
         raise ValueError(
             f"The label {_shown(label)} is not one of the training data's ({known}): leave such rows out, or train on "
             "some." + " They look like texts or ids rather than classes: is data.label_column right?" * no_class
@@ -328,7 +328,8 @@ def _is_whole(word: str) -> bool:
     return word.removeprefix("-").isascii() and word.removeprefix("-").isdigit()
 
 
-def _few(values: Sequence[Any]) -> str:
+def few(values: Sequence[Any]) -> str:
+    """At most eight of them, in words."""
     shown = ", ".join(map(_shown, sorted(values, key=str)[:8]))
     return shown if len(values) <= 8 else f"{shown}, ... ({len(values)})"
 

@@ -17,7 +17,7 @@ from transformers import AutoModelForTokenClassification
 from pat.common.text import short
 from pat.common.typed import untyped
 from pat.tasks.base import IGNORED, Batch, Encoder, Task
-from pat.tasks.classification import HEAD_KEYS, padded, set_classes
+from pat.tasks.classification import HEAD_KEYS, few, padded, set_classes
 from pat.tasks.spans import OUTSIDE, Tags, tags_of
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pat.schema import DataConfig
 
 TEXTS, LABELS = ("tokens", "words"), ("ner_tags", "tags", "pos_tags")  # columns where the config's own are not there
-RIGHT, WORDS, LOSS, OTHERS = 0, 1, 2, 3  # columns of `token_sums`; then three of each kind of span
+OTHERS = 3  # columns of `token_sums` before those of spans
 
 # b samples of a batch, s tokens of its longest sample, c labels, k kinds of spans
 
@@ -73,8 +73,8 @@ class TokenClassification(Task):
         found = {label for labels in train["label"] for label in _split(labels)}
         if not all(isinstance(label, str) for label in found):
             raise ValueError(
-                f"The labels of words in the training data are numbers ({_few(found)}), which do not say what they "
-                f"mean: write their names, such as {OUTSIDE}, B-PER and I-PER."
+                f"The labels of words in the training data are numbers ({few(list(found))}), which do not say "
+                f"what they mean: write their names, such as {OUTSIDE}, B-PER and I-PER."
             )
         return sorted(found, key=lambda name: (name != OUTSIDE, name))
 
@@ -118,28 +118,21 @@ class TokenClassification(Task):
         """(b, 3 + 3 k) fp64: words whose label has the highest logit, words, loss; and of each kind of span those that
         were found, that were answered, and that are in the labels. NaN where a logit of a word is not finite."""
         logits, labels = self.outputs(model, batch).logits.float(), batch["labels"]
-        words = labels != IGNORED
+        right, words = _counted(logits, labels)
         losses = F.cross_entropy(logits.transpose(1, 2), labels, ignore_index=IGNORED, reduction="none")
-        tags, answers = tags_of(_names(model)), logits.argmax(-1)
-        spans = [
-            _spans(tags, said[of].tolist(), right[of].tolist())
-            for said, right, of in zip(answers, labels, words, strict=True)
-        ]
-        counts = ((answers == labels) & words).sum(1).double(), words.sum(1).double(), losses.double().sum(1)
-        found = torch.cat([torch.stack(counts, 1), torch.tensor(spans, dtype=torch.float64, device=logits.device)], 1)
-        unknown = (words & ~logits.isfinite().all(-1)).any(1)
-        found[:, OTHERS:].masked_fill_(unknown[:, None], math.nan)
-        found[:, RIGHT].masked_fill_(unknown, math.nan)
-        return found
+        tags = tags_of(_names(model))
+        rows = zip(logits.argmax(-1).cpu(), labels.cpu(), (labels != IGNORED).cpu(), strict=True)
+        spans = [_spans(tags, said[of].tolist(), row[of].tolist()) for said, row, of in rows]
+        found = torch.tensor(spans, dtype=torch.float64, device=logits.device).masked_fill(
+            right.isnan()[:, None], math.nan
+        )
+        return torch.cat([torch.stack([right, words, losses.double().sum(1)], 1), found], 1)
 
     def sample_values(self, logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         """The share of a sample's words whose label has the highest logit, NaN where one is not finite; and how many
         words it has."""
-        labels = batch["labels"]
-        words = labels != IGNORED
-        right = ((logits.argmax(-1) == labels) & words).sum(1).double() / words.sum(1).clamp(min=1)
-        unknown = (words & ~logits.isfinite().all(-1)).any(1)
-        return right.masked_fill(unknown, math.nan), words.sum(1).double()
+        right, words = _counted(logits, batch["labels"])
+        return right / words.clamp(min=1.0), words
 
     def metrics(self, sums: Tensor) -> dict[str, float]:
         """Precision p = found / answered, recall r = found / labelled and F1 = 2 p r / (p + r) of spans, all kinds
@@ -206,8 +199,8 @@ class LabelledWords(Encoder):
         unknown = [label for label in labels if label not in self.numbers]
         if unknown:
             raise ValueError(
-                f"The label {unknown[0]!r} is not one of the training data's ({_few(self.numbers)}): leave such rows "
-                "out, or train on some."
+                f"The label {unknown[0]!r} is not one of the training data's ({few(list(self.numbers))}): leave "
+                "such rows out, or train on some."
             )
         return [self.numbers[label] for label in labels]
 
@@ -231,6 +224,14 @@ class LabelledWords(Encoder):
         return made
 
 
+def _counted(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """((b,), (b,)) fp64: words whose label has the highest logit, NaN where one is not finite; and words."""
+    words = labels != IGNORED
+    unknown = (words & ~logits.isfinite().all(-1)).any(1)
+    right = ((logits.argmax(-1) == labels) & words).sum(1).double()
+    return right.masked_fill(unknown, math.nan), words.sum(1).double()
+
+
 def _names(model: Any) -> tuple[str, ...]:
     """The names of a model's labels; the model may be in a DeepSpeed engine."""
     names: dict[int, str] = untyped(getattr(model, "module", model)).config.id2label
@@ -247,9 +248,9 @@ def _spans(tags: Tags, answers: Sequence[int], labels: Sequence[int]) -> list[fl
 def _scores(found: float, answered: float, labelled: float) -> dict[str, float]:
     """What is 0 / 0 is 0, as in conlleval."""
     return {
-        "f1": 2 * found / max(answered + labelled, 1.0) if not math.isnan(found) else math.nan,
-        "precision": found / max(answered, 1.0) if not math.isnan(found) else math.nan,
-        "recall": found / max(labelled, 1.0) if not math.isnan(found) else math.nan,
+        "f1": 2 * found / max(answered + labelled, 1.0),
+        "precision": found / max(answered, 1.0),
+        "recall": found / max(labelled, 1.0),
     }
 
 
@@ -266,8 +267,3 @@ def _named(rows: Dataset) -> Dataset:
 def _split(value: Any) -> list[Any]:
     """A list as it is, or the parts of a text between spaces."""
     return value.split() if isinstance(value, str) else list(value)
-
-
-def _few(values: Any) -> str:
-    shown = sorted(map(repr, values))
-    return ", ".join(shown[:8]) + (f", ... ({len(shown)})" if len(shown) > 8 else "")
