@@ -218,7 +218,7 @@ def picture(table: Sequence[Line], path: Path) -> None:
         panel.set_xlabel("training steps", fontsize=8)
         panel.set_ylabel(first.metric, fontsize=8)
         panel.tick_params(labelsize=7, which="both")
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=7, framealpha=0.5)  # lines are seen behind it
     for panel in list(axes.flat)[len(panels) :]:
         panel.set_axis_off()
     path.parent.mkdir(parents=True, exist_ok=True)
