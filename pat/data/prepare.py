@@ -14,6 +14,7 @@ from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from pat.data import entry, slices, sources
+from pat.data.columns import place_of, select_columns
 from pat.data.encode import encode, read
 from pat.data.mixture import Mixture
 from pat.data.rows import SLICE, blank, content_hashes, hash_of, held_out
@@ -109,7 +110,7 @@ def _calibration(
     def build(staging: Path) -> dict[str, Any]:
         loaded = sources.load(cfg, CALIBRATION, seed, staging / "raw")
         columns = task.columns_in(cfg, loaded.column_names)
-        rows = sources.select_columns(loaded, columns, cfg, CALIBRATION, task.by_word)
+        rows = select_columns(loaded, columns, cfg, CALIBRATION, task.by_word)
         if names is not None:
             as_trained: list[Any] = list(range(len(names))) if names == [str(i) for i in range(len(names))] else names
             rows = task.with_words({"train": Dataset.from_dict({"label": as_trained}), CALIBRATION: rows})[CALIBRATION]
@@ -185,7 +186,7 @@ def _build(staging: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, t
         columns = task.columns_in(cfg, loaded.column_names)
         if cfg.slice_column and (split == "eval" or not cfg.eval):
             columns = {**columns, SLICE: cfg.slice_column}
-        rows[split] = sources.select_columns(loaded, columns, cfg, split, task.by_word)
+        rows[split] = select_columns(loaded, columns, cfg, split, task.by_word)
     rows = task.with_words(rows)
     names = task.label_names(rows["train"])
     counts: dict[str, int] = {} if names is None else {"labelled_rows": len(rows["train"])}
@@ -252,7 +253,7 @@ def _encode(
 
 def _place(cfg: DataConfig, split: str, numbers: np.ndarray, row: int) -> str:
     """The place in data.train, data.eval or data.calibration of the row that was number `numbers[row]` there."""
-    return sources.place(cfg, split, int(numbers[row]))
+    return place_of(cfg, split, int(numbers[row]))
 
 
 def _spread(samples: Dataset, limit: int | None) -> Dataset:

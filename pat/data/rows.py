@@ -13,7 +13,7 @@ from datasets import Dataset
 
 from pat.tasks.base import Encoder
 
-SLICE = "slice"  # the column of data.slice_column, as `sources.select_columns` names it
+SLICE = "slice"  # the column of data.slice_column, as `columns.select_columns` names it
 TRIED = 20  # rows after a failing first one: if they fail as well, the setting is wrong and not the row
 
 

@@ -7,28 +7,22 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
 import pyarrow as pa
-import pyarrow.compute as pc
-from datasets import ClassLabel, Dataset, Value, load_dataset
+from datasets import Dataset, load_dataset
 from datasets.arrow_writer import SchemaInferenceError
 from huggingface_hub import constants, snapshot_download
 
 from pat.common import ignored
-from pat.common.text import did_you_mean, short
+from pat.common.text import did_you_mean
 from pat.data import delimited
 from pat.data.generated import generate
-from pat.data.rows import SLICE
 from pat.schema import FILES, DataConfig, GeneratedConfig
-from pat.tasks.formats import CONVERSATIONS
 
 MIXTURE = "mixture"  # of the sources in data.sources
 OUR_SLICES = ("label", "form")  # `pat.evaluation.samples.Parts` makes them
-MIXED: Any = getattr(datasets, "Json", ())  # what newer versions read JSON of several types as
 RACY_S = 2.0  # a file younger than this may change again within its time stamp
 
 
@@ -114,7 +108,7 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
         assert staging is not None
         lines = delimited.load(paths, cfg, staging / f"{split}.rows")
         if not lines.column_names:
-            raise _empty(cfg, split)
+            raise without_rows(cfg, split)
         return lines
     options: dict[str, Any] = {}
     if cfg.source == "text":
@@ -129,7 +123,7 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
     except Exception as error:  # any of a dozen parsers' own
         cause = error.__cause__ or error
         if isinstance(cause, StopIteration | SchemaInferenceError) or "corresponds to no data" in str(cause):
-            raise _empty(cfg, split) from None
+            raise without_rows(cfg, split) from None
         if isinstance(cause, UnicodeError) and "encoding" in options:
             raise _not_encoded(cfg, split) from error
         first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
@@ -184,89 +178,8 @@ def check_files(cfg: DataConfig) -> None:
             files(cfg, split)
 
 
-def select_columns(
-    rows: Dataset,
-    columns: Mapping[str, str],
-    cfg: DataConfig,
-    split: str,
-    by_word: bool = False,  # whether texts and labels may be lists
-) -> Dataset:
-    """The rows with the task's columns under the task's names; a wrong column or none of the rows is a ValueError."""
-    for name, column in columns.items():
-        if column not in rows.column_names:
-            what_to_do = ""
-            if {*CONVERSATIONS, "completion"} & set(rows.column_names):
-                what_to_do = " These rows are chats: take task=chat (pat prune: --task chat)."
-            elif cfg.source == "csv":
-                wanted = list(dict.fromkeys(columns.values()))
-                what_to_do = delimited.without(wanted, rows.column_names, files(cfg, split)[0], cfg)
-            raise ValueError(
-                f"data.{name}_column='{column}' is not in data.{split}: the columns are "
-                f"{', '.join(map(short, rows.column_names))}.{what_to_do}"
-            )
-    for name, column in columns.items():
-        other = next(first for first, value in columns.items() if value == column)
-        if other != name:
-            raise ValueError(f"data.{other}_column and data.{name}_column are both '{column}': name two columns.")
-    if len(rows) == 0:
-        raise _empty(cfg, split)
-    rows = _without_views(rows.select_columns(list(dict.fromkeys(columns.values()))))
-    for name, column in columns.items():
-        if isinstance(rows.features[column], MIXED) and name.startswith(("text", "label", SLICE)):
-            raise ValueError(
-                f"data.{name}_column='{column}' holds values of several types, as numbers beside text: write all of "
-                "them as text, or name another."
-            )
-        feature = rows.features[column]
-        listed = by_word and hasattr(feature, "feature")
-        if name.startswith("text") and not _is_text(feature.feature if listed else feature):
-            of_words = " (task=token_classification takes lists of words)" * hasattr(feature, "feature")
-            raise ValueError(f"data.{name}_column='{column}' holds {feature}, not text: name another{of_words}.")
-        if name in ("prompt", "completion") and isinstance(feature, Value) and not _is_text(feature):
-            raise ValueError(
-                f"The column '{column}' of data.{split} holds {feature.dtype}, not text or messages: give text (dates "
-                "become times where all values of JSON are dates; csv and parquet keep them as text)."
-            )
-        if name in ("label", SLICE) and not (listed or isinstance(feature, Value | ClassLabel)):
-            raise ValueError(f"data.{name}_column='{column}' holds {feature}, not a word or number: name another.")
-        filled = ("label", SLICE, *(("prompt", "completion") if cfg.source == "csv" else ()))  # csv has no null
-        first, others = (0, -1) if name == "tools" else _empty_rows(rows, column, name in filled)
-        if others >= 0:
-            more = f" and in {others:,} more rows" if others else ""
-            raise ValueError(f"The column '{column}' is empty in {place(cfg, split, first)}{more}: remove such rows.")
-    return rows.rename_columns({column: name for name, column in columns.items()})
-
-
-def place(cfg: DataConfig, split: str, row: int) -> str:
-    """Where row number `row` (from 0) of a split is, for people: file and line, or the row's number from 1."""
-    if cfg.source == "csv":
-        return str(delimited.place(files(cfg, split), cfg, row))
-    return f"row {row + 1} of data.{split}"
-
-
-def _empty_rows(rows: Dataset, column: str, is_filled: bool) -> tuple[int, int]:
-    """(first row without a value, how many others there are; -1: not even the first); what must be filled may not be
-    an empty text either."""
-    values = rows.data.column(column)
-    empty = pc.is_null(values)  # pyright: ignore
-    if is_filled and _is_text(rows.features[column]):
-        empty = pc.or_kleene(empty, pc.equal(values, ""))  # pyright: ignore
-    return pc.index(empty, True).as_py(), pc.sum(empty).as_py() - 1  # pyright: ignore
-
-
-def _without_views(rows: Dataset) -> Dataset:
-    """The rows with texts of Arrow's newest type, for which it has few functions, as its first."""
-    for name, feature in rows.features.items():
-        if isinstance(feature, Value) and feature.dtype == "string_view":
-            rows = rows.cast_column(name, Value("string"))
-    return rows
-
-
-def _is_text(feature: Any) -> bool:
-    return isinstance(feature, Value) and feature.dtype in ("string", "large_string")
-
-
-def _empty(cfg: DataConfig, split: str) -> ValueError:
+def without_rows(cfg: DataConfig, split: str) -> ValueError:
+    """What to say of a split that is empty."""
     return ValueError(f"data.{split}={getattr(cfg, split)} of data.source={cfg.source} has no rows.")
 
 

@@ -18,7 +18,7 @@ from pat.commands import train
 from pat.common import scan
 from pat.common.keys import Section, default_of
 from pat.config import compose, frozen, reference, task_keys
-from pat.data import sources
+from pat.data.columns import select_columns
 from pat.pruning import criteria, registry
 from pat.schema import Config, DataConfig, TaskConfig
 from pat.tasks import base
@@ -164,7 +164,7 @@ def test_errors_name_the_new_files(overrides: list[str], words: str) -> None:
 def test_a_column_of_a_new_task_that_is_not_in_the_data_is_named_by_its_key() -> None:
     task, cfg = base.build({"name": "beside"}), DataConfig(text_pair_column="second")
     with pytest.raises(ValueError, match="data.text_pair_column='second' is not in data.train"):
-        sources.select_columns(Dataset.from_dict({"text": ["a"]}), task.columns(cfg), cfg, "train")
+        select_columns(Dataset.from_dict({"text": ["a"]}), task.columns(cfg), cfg, "train")
 
 
 @pytest.mark.usefixtures("new_files")

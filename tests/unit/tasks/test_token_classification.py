@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pytest import approx
 
-from pat.data import sources
 from pat.data.checks import label_counts
+from pat.data.columns import select_columns
 from pat.models import build, tokenizers
 from pat.schema import DataConfig, ModelConfig
 from pat.tasks import base
@@ -126,12 +126,12 @@ def test_columns_are_those_of_the_config_or_what_the_hub_calls_them() -> None:
     assert TASK.columns_in(given, ["words", "tokens", "label"]) == {"text": "words", "label": "label"}
     lists = Dataset.from_dict({"tokens": [["a"]], "ner_tags": [["O"]]})
     columns, cfg = TASK.columns_in(DataConfig(), lists.column_names), DataConfig()
-    assert sources.select_columns(lists, columns, cfg, "train", by_word=True).column_names == ["text", "label"]
+    assert select_columns(lists, columns, cfg, "train", by_word=True).column_names == ["text", "label"]
     with pytest.raises(ValueError, match=r"not text: name another \(task=token_classification takes lists of words\)"):
-        sources.select_columns(lists, {"text": "tokens"}, cfg, "train")
+        select_columns(lists, {"text": "tokens"}, cfg, "train")
     numbers = Dataset.from_dict({"text": [[1]], "label": [["O"]]})
     with pytest.raises(ValueError, match="holds .*int64.*, not text: name another"):
-        sources.select_columns(numbers, {"text": "text", "label": "label"}, cfg, "train", by_word=True)
+        select_columns(numbers, {"text": "text", "label": "label"}, cfg, "train", by_word=True)
 
 
 def test_words_are_counted_by_label_and_not_samples() -> None:
