@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 # Old names of keys, which scripts and frozen configs of older versions hold.
 RENAMED = {
@@ -73,6 +74,17 @@ def span(low: float | None, high: float | None) -> str:
 def short(text: str, most: int = 40) -> str:
     """A name as a sentence has room for it."""
     return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+def quoted(value: Any) -> str:
+    """A value as Python writes it, texts cut."""
+    return repr(short(value) if isinstance(value, str) else value)
+
+
+def few(values: Sequence[Any], written: Callable[[Any], str] = quoted, most: int = 8) -> str:
+    """The first of them, and how many there are."""
+    shown = ", ".join(map(written, values[:most]))
+    return shown if len(values) <= most else f"{shown}, ... ({len(values)})"
 
 
 def header_is_first(example: str = "") -> str:

@@ -10,14 +10,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from datasets import Dataset
 
-from pat.common.text import short
+from pat.common.text import few
 from pat.data.prepare import PreparedData
 from pat.tasks.base import IGNORED, Task
 
 FEW_ROWS = 20  # with fewer rows, one label in all of them proves nothing
 ROWS_PER_LABEL = 5  # on average; below it, most labels are hardly seen
 DOMINANT = 0.9  # share of one label from which accuracy says little
-SHOWN = 8
 MISSING = ("nan", "na", "n/a", "null", "none", "<na>")  # as tables write that there is no value
 
 
@@ -81,7 +80,7 @@ def _refuse(prepared: PreparedData, names: list[str], task: Task) -> None:
         )
     if getattr(task, "num_labels", None) is None and rows >= FEW_ROWS and 2 * len(names) > rows:
         raise ValueError(
-            f"The training data has {len(names)} labels in {rows} rows ({_few(names)}), so they are texts or ids "
+            f"The training data has {len(names)} labels in {rows} rows ({few(names)}), so they are texts or ids "
             "rather than classes: name another data.label_column, or take task=regression for numbers."
         )
 
@@ -90,16 +89,16 @@ def _names(names: list[str]) -> Iterator[str]:
     """Labels with surrounding spaces, and labels that differ only in spaces or case."""
     spaced = [name for name in names if name != name.strip()]
     if spaced:
-        yield f"labels with spaces around them: {_few(spaced)}"
+        yield f"labels with spaces around them: {few(spaced)}"
     missing = [name for name in names if name.strip().casefold() in MISSING]
     if missing:
-        yield f"the label {_few(missing)} looks like a missing value, but is learned: leave such rows out"
+        yield f"the label {few(missing)} looks like a missing value, but is learned: leave such rows out"
     alike: dict[str, list[str]] = {}
     for name in names:
         alike.setdefault(name.strip().casefold(), []).append(name)
     for group in alike.values():
         if len(group) > 1:
-            yield f"{_few(group)} are different labels, but differ in case or spaces only: write them alike"
+            yield f"{few(group)} are different labels, but differ in case or spaces only: write them alike"
 
 
 def _counts(prepared: PreparedData, names: list[str]) -> Iterator[str]:
@@ -108,10 +107,10 @@ def _counts(prepared: PreparedData, names: list[str]) -> Iterator[str]:
         yield f"{len(names)} labels in {_rows(prepared):,} rows are hardly {ROWS_PER_LABEL} rows a label"
     elif once := [name for name, count in zip(names, train, strict=True) if count == 1]:
         each = "the label" if len(once) == 1 else "each of the labels"
-        yield f"only 1 training sample has {each} {_few(once)}: correct the label if it is misspelt"
+        yield f"only 1 training sample has {each} {few(once)}: correct the label if it is misspelt"
     unseen = [name for name, count in zip(names, train, strict=True) if not count]
     if unseen:
-        yield f"no training sample has the label {_few(unseen)}"
+        yield f"no training sample has the label {few(unseen)}"
     if train.max() >= DOMINANT * train.sum():
         yield (
             f"{train.max() / train.sum():.1%} of the training samples have the label '{names[train.argmax()]}', so a "
@@ -126,7 +125,7 @@ def _words(prepared: PreparedData, names: list[str]) -> Iterator[str]:
     train = label_counts(prepared.train, len(names))
     if once := [name for name, count in zip(names, train, strict=True) if count <= 1]:
         each = "the label" if len(once) == 1 else "each of the labels"
-        yield f"at most 1 word of the training samples has {each} {_few(once)}: correct the label if it is misspelt"
+        yield f"at most 1 word of the training samples has {each} {few(once)}: correct the label if it is misspelt"
 
 
 def _refuse_targets(prepared: PreparedData) -> None:
@@ -146,8 +145,3 @@ def _rows(prepared: PreparedData) -> int:
     if "labelled_rows" in info:  # else the cache is of an earlier version
         return info["labelled_rows"]
     return info["train_rows"] + (0 if "eval_rows_in_train" in info else info["eval_rows"])
-
-
-def _few(values: list[str]) -> str:
-    shown = ", ".join(repr(short(value)) for value in values[:SHOWN])
-    return shown if len(values) <= SHOWN else f"{shown}, ... ({len(values)})"

@@ -15,11 +15,11 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES as MASKED
 
+from pat.common.text import few
 from pat.schema import ModelConfig
 
 CLASSIFIERS = ("ForSequenceClassification", "ForTokenClassification")  # how the classes end
 PRETRAINED = "head"  # ModernBERT's, outside the base model: it comes from the one that guesses masked words
-SHOWN = 8
 DROPPED = "replaced_head."  # the name of the old head's weights while the others load; no model uses it
 
 
@@ -67,8 +67,8 @@ def check(cfg: ModelConfig, theirs: Sequence[str] | None, ours: Sequence[str]) -
     if len(theirs) != len(ours) or (shuffled and sorted(_plain(ours)) == sorted(_plain(theirs))):
         count = f"{len(theirs)} output{'s' * (len(theirs) != 1)}"
         raise ValueError(
-            f"The head of model.path='{cfg.path}' has {count} ({_few(theirs)}), but the data needs {len(ours)} "
-            f"({_few(ours)}{', in this order' if len(theirs) == len(ours) else ''}): take a new head with "
+            f"The head of model.path='{cfg.path}' has {count} ({few(theirs, str)}), but the data needs {len(ours)} "
+            f"({few(ours, str)}{', in this order' if len(theirs) == len(ours) else ''}): take a new head with "
             "model.replace_head=true, or data with the model's labels."
         )
 
@@ -76,7 +76,7 @@ def check(cfg: ModelConfig, theirs: Sequence[str] | None, ours: Sequence[str]) -
 def note(cfg: ModelConfig, theirs: Sequence[str], ours: Sequence[str]) -> str | None:
     """A sentence on what becomes of the head, for the start; None where nothing changes."""
     if cfg.replace_head:
-        return f"the head of {cfg.path} ({_few(theirs)}) is replaced by a new one ({_few(ours)})"
+        return f"the head of {cfg.path} ({few(theirs, str)}) is replaced by a new one ({few(ours, str)})"
     taken = taken_for(theirs, ours)
     return taken and f"the head of {cfg.path} is kept, and its {taken}; a new head: model.replace_head=true"
 
@@ -85,7 +85,7 @@ def taken_for(theirs: Sequence[str], ours: Sequence[str]) -> str | None:
     """In words, where a trained head names its labels otherwise than the data does."""
     if _plain(theirs) == _plain(ours) or all(re.fullmatch(r"LABEL_\d+", name) for name in theirs):
         return None
-    return f"labels {_few(theirs)} are taken for {_few(ours)}"
+    return f"labels {few(theirs, str)} are taken for {few(ours, str)}"
 
 
 def without_head(cfg: ModelConfig, auto_model: Any, config: PretrainedConfig) -> dict[str, Any]:
@@ -115,8 +115,3 @@ def renew(model: PreTrainedModel, rng_state: Tensor) -> None:
 
 def _plain(names: Sequence[str]) -> list[str]:
     return [name.strip().casefold() for name in names]
-
-
-def _few(values: Sequence[str]) -> str:
-    shown = ", ".join(values[:SHOWN])
-    return shown if len(values) <= SHOWN else f"{shown}, ... ({len(values)})"

@@ -14,7 +14,7 @@ from transformers import AutoModelForSequenceClassification
 
 from pat.tasks import sight
 from pat.tasks.base import Batch, Encoder, Task
-from pat.tasks.classification import KEYS, TextRows, collated, text_columns
+from pat.tasks.texts import KEYS, TextRows, collated, text_columns
 
 if TYPE_CHECKING:
     import numpy.typing as npt

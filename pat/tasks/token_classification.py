@@ -17,8 +17,9 @@ from transformers import AutoModelForTokenClassification
 from pat.common.text import short
 from pat.common.typed import untyped
 from pat.tasks.base import IGNORED, Batch, Encoder, Task
-from pat.tasks.classification import HEAD_KEYS, few, padded, set_classes
+from pat.tasks.labels import in_order, set_classes
 from pat.tasks.spans import OUTSIDE, Tags, tags_of
+from pat.tasks.texts import HEAD_KEYS, padded
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -73,7 +74,7 @@ class TokenClassification(Task):
         found = {label for labels in train["label"] for label in _split(labels)}
         if not all(isinstance(label, str) for label in found):
             raise ValueError(
-                f"The labels of words in the training data are numbers ({few(list(found))}), which do not say "
+                f"The labels of words in the training data are numbers ({in_order(list(found))}), which do not say "
                 f"what they mean: write their names, such as {OUTSIDE}, B-PER and I-PER."
             )
         return sorted(found, key=lambda name: (name != OUTSIDE, name))
@@ -199,7 +200,7 @@ class LabelledWords(Encoder):
         unknown = [label for label in labels if label not in self.numbers]
         if unknown:
             raise ValueError(
-                f"The label {unknown[0]!r} is not one of the training data's ({few(list(self.numbers))}): leave "
+                f"The label {unknown[0]!r} is not one of the training data's ({in_order(list(self.numbers))}): leave "
                 "such rows out, or train on some."
             )
         return [self.numbers[label] for label in labels]
