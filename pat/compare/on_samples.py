@@ -60,7 +60,7 @@ def ask(config: Config, a: Loaded, b: Loaded, device: str) -> Asked:
     notes = []
     if not task.per_sample and any(pair.kl is None for pair in pairs.values()):
         notes.append("the models' embeddings are padded to different sizes, so there is no KL")
-    return Asked(said_of(config), [pairs[number] for number in numbers], [outcome], notes)
+    return Asked(said_of(config), [pairs[number] for number in numbers], [outcome], notes, "samples")
 
 
 class _Samples:

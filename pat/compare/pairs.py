@@ -61,3 +61,4 @@ class Asked:
     pairs: list[Pair]
     outcomes: list[Outcome]
     notes: list[str] = field(default_factory=list)
+    what: str = "prompts"  # or samples: what the pairs are of

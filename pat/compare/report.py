@@ -18,9 +18,9 @@ def blocks(found: Comparison, worst: int) -> Iterator[Any]:
     """The parts that rich prints, in order."""
     from rich.text import Text
 
-    yield Text(f"A: {found.a}\nB: {found.b}\n{found.prompts:,} prompts, {found.data}")
+    yield Text(f"A: {found.a}\nB: {found.b}\n{found.prompts:,} {found.what}, {found.data}")
     for compared in found.outcomes:
-        yield _table(compared, found.confidence)
+        yield _table(compared, found.confidence, found.what)
         if compared.table is not None:
             t = compared.table
             yield Text(
@@ -31,7 +31,7 @@ def blocks(found: Comparison, worst: int) -> Iterator[Any]:
     for note in found.notes:
         yield Text(f"note: {note}")
     for compared in found.outcomes:
-        yield from _regressions(compared, worst)
+        yield from _regressions(compared, worst, found.what)
 
 
 def log_blocks(found: LogComparison, worst: int) -> Iterator[Any]:
@@ -78,7 +78,7 @@ def _so_far(outcome: OutcomeSoFar, found: LogComparison, worst: int) -> Iterator
         yield _both(", ".join(one["slices"]), one["prompt"], one["a"], one["b"])
 
 
-def _table(compared: Compared, confidence: float) -> Any:
+def _table(compared: Compared, confidence: float, what: str) -> Any:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -93,7 +93,7 @@ def _table(compared: Compared, confidence: float) -> Any:
         "The verdict is p's; intervals are of each slice alone",
         caption_justify="left",
     )
-    for column in ("slice", "prompts", "A", "B", "B - A", f"{confidence:.0%} interval", "p", ""):
+    for column in ("slice", what, "A", "B", "B - A", f"{confidence:.0%} interval", "p", ""):
         table.add_column(column, justify="left" if column in ("slice", "") else "right", no_wrap=column != "slice")
     for one in (compared.overall, *compared.slices):
         found = one.found
@@ -121,13 +121,13 @@ def _apart(found: Comparison) -> str:
     return "; ".join(parts)
 
 
-def _regressions(compared: Compared, worst: int) -> Iterator[Any]:
+def _regressions(compared: Compared, worst: int, what: str) -> Iterator[Any]:
     from rich.text import Text
 
     if not compared.num_regressions or not worst:
         return
-    what = "right in A and wrong in B" if compared.table is not None else "worse in B"
-    yield Text(f"\n{compared.name}: {compared.num_regressions:,} prompts are {what}; the worst first:")
+    how = "right in A and wrong in B" if compared.table is not None else "worse in B"
+    yield Text(f"\n{compared.name}: {compared.num_regressions:,} {what} are {how}; the worst first:")
     for one in compared.regressions[:worst]:
         pair = one.pair
         head = f"{pair.id}  {', '.join(pair.slices)}"

@@ -63,6 +63,7 @@ class Comparison:
     kl: float | None
     first_difference: float | None  # median over the prompts whose outputs differ
     notes: list[str]
+    what: str = "prompts"  # or samples
 
     def plain(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -84,6 +85,7 @@ def compare(asked: Asked, a: str, b: str, confidence: float = 0.95, seed: int = 
         kl=_mean([(pair.kl, pair.weight) for pair in pairs]),
         first_difference=float(np.median(differing)) if differing else None,
         notes=asked.notes,
+        what=asked.what,
     )
 
 
