@@ -133,14 +133,14 @@ def _regressions(compared: Compared, worst: int, what: str) -> Iterator[Any]:
         head = f"{pair.id}  {', '.join(pair.slices)}"
         if compared.table is None:
             head += f"  {compared.name} {one.a:.4g} -> {one.b:.4g}"
-        yield _both(head, pair.prompt, pair.a, pair.b, pair.why)
+        yield _both(head, pair.prompt, pair.a, pair.b, pair.why, what.removesuffix("s"))
 
 
-def _both(head: str, prompt: str, a: str, b: str, why: str | None = None) -> Any:
+def _both(head: str, prompt: str, a: str, b: str, why: str | None = None, what: str = "prompt") -> Any:
     from rich.text import Text
 
     text = Text(f"\n{plain(head)}\n", style="bold")
-    for name, content in (("prompt", prompt), ("A", a), ("B", b), ("why", why or "")):
+    for name, content in ((what, prompt), ("A", a), ("B", b), ("why", why or "")):
         if content or name in "AB":
             text.append(f"  {name:<7}", style="not bold dim").append(
                 plain(content, SHOWN).replace("\n", f"\n{' ' * 9}") + "\n", style="not bold"

@@ -93,7 +93,8 @@ def of_comparison(content: Mapping[str, Any]) -> Decision:
             for one in sequence(outcome, "slices")
             if text(one, "verdict") == "worse"
         ]
-    on = f"on {text(content, 'prompts', 'the same')} prompts ({text(content, 'data', 'unnamed data')})"
+    of = f"{text(content, 'prompts', 'the same')} {text(content, 'what', 'prompts')}"
+    on = f"on {of} ({text(content, 'data', 'unnamed data')})"
     if not outcomes:
         return Decision("open", "Not decided", f"The comparison {on} has no outcome.")
     if whole["worse"]:

@@ -128,9 +128,10 @@ def _same(folder: str, metrics: Mapping[str, float], model: Run | Variant) -> bo
 
 
 def _comparison(content: Mapping[str, Any], position: int) -> Iterator[Block]:
-    yield Heading("Compared on the same prompts" if position == 1 else f"Compared on the same prompts ({position})")
+    what = text(content, "what", "prompts")
+    yield Heading(f"Compared on the same {what}" + (f" ({position})" if position > 1 else ""))
     yield Text(
-        f"A is {text(content, 'a', '?')}, B is {text(content, 'b', '?')}: {text(content, 'prompts', '?')} prompts, "
+        f"A is {text(content, 'a', '?')}, B is {text(content, 'b', '?')}: {text(content, 'prompts', '?')} {what}, "
         f"{text(content, 'data', 'unnamed data')}."
     )
     apart = []
@@ -147,16 +148,16 @@ def _comparison(content: Mapping[str, Any], position: int) -> Iterator[Block]:
     blocks = [
         block
         for i, outcome in enumerate(sequence(content, "outcomes"))
-        for block in _outcome(outcome, confidence, f"{position}-{i}")
+        for block in _outcome(outcome, confidence, f"{position}-{i}", what)
     ]
     yield from sorted(blocks, key=lambda block: not isinstance(block, Picture))  # side by side
 
 
-def _outcome(outcome: Any, confidence: float, name: str) -> Iterator[Block]:
+def _outcome(outcome: Any, confidence: float, name: str, what: str) -> Iterator[Block]:
     title = text(outcome, "name", "outcome")
     way = "higher is better" if get(outcome, "higher_is_better") else "lower is better"
     slices = [mapping(outcome, "overall"), *(one for one in sequence(outcome, "slices") if isinstance(one, Mapping))]
-    head = ("slice", "prompts", "A", "B", "B - A", f"{confidence:.0%} interval", "p", "verdict")
+    head = ("slice", what, "A", "B", "B - A", f"{confidence:.0%} interval", "p", "verdict")
     rows = [
         (
             text(one, "name", "all"),

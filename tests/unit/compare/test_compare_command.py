@@ -128,14 +128,16 @@ def test_losses_of_other_tokens_are_not_compared(tmp_path: Path, capsys: Any) ->
     ]
     mix = write_mix(tmp_path / "mix.jsonl", *prompts)
     found = figures(tmp_path, *models.write_uniform(tmp_path), "--mix", mix)
-    assert [one["name"] for one in found["outcomes"]] == ["passed"]
+    assert [one["name"] for one in found["outcomes"]] == ["passed"] and found["what"] == "prompts"
     assert "no first differing token, no reference_loss (nats a token)" in capsys.readouterr().out
 
 
-def test_on_a_recipes_data(llamas: list[Path], tmp_path: Path) -> None:
+def test_on_a_recipes_data(llamas: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Fails if the weighted mean of samples is not the metric that `pat evaluate` measures on the same data."""
     found = figures(tmp_path, *llamas, *PARITY)
     (loss,) = found["outcomes"]
+    said = capsys.readouterr().out
+    assert found["what"] == "samples" and "6 samples, " in said and "\n  sample " in said and "prompt" not in said
     with pytest.raises(SystemExit):
         cli.main(["evaluate", *map(str, llamas), *PARITY, "--json", str(tmp_path / "e.json"), "--device", "cpu"])
     evaluated = json.loads((tmp_path / "e.json").read_text())["models"]
