@@ -13,7 +13,7 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 
-from pat.config.errors import QUOTES
+from pat.config.errors import OPEN, QUOTES
 from pat.config.frozen import flat
 from pat.pruning import registry
 from pat.pruning.calibration.settings import CalibrationSettings
@@ -23,9 +23,9 @@ _PLACE = rf"(pruners\.[^.=@]+\.({'|'.join(registry.PACKAGES)}))"
 _METHOD = re.compile(rf"{_PLACE}(?:\.name)?=(\w+(?:,\w+)*|'\w+'|\"\w+\")")
 _WHOLE = re.compile(rf"{_PLACE}=\{{.*\}}")
 
-_KEEP = re.compile(r"\+*pruners\.(?P<pruner>\w+)\.budget\.keep(?:\.(?P<one>\w+)=|=\{(?P<whole>.*)\})")
-
-_LIMIT = re.compile(r"\+*envelope(?:\.[\w.]+)?=")
+_KEEP = r"pruners\.\w+\.budget\.keep"
+_NEW = re.compile(rf"\+*({_KEEP}|envelope|data\.sources)[.=]")  # mappings whose keys may be new to a recipe
+_REPLACED = re.compile(rf"{_KEEP}|envelope|{'|'.join(map(re.escape, OPEN))}")  # by one that is written whole
 
 
 def for_hydra(arguments: Sequence[str]) -> list[str]:
@@ -49,18 +49,17 @@ def drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
     for what later keys add. ValueError for keys of a pruner that an earlier one took away."""
     for place, override in enumerate(overrides):
         later = [each.lstrip("+") for each in overrides[place + 1 :]]
-        if override.lstrip("+~") in ("pruners={}", "pruners"):  # ~pruners takes them away, too
+        key, value = override.lstrip("+~").partition("=")[0], _mapping(override)
+        if key == "pruners" and (value == {} or override.startswith("~")):
             if lost := next((each for each in later if re.match(r"(\w+@)?pruners\.", each)), None):
                 raise ValueError(f"{override} takes all pruners away, so {lost} has none to set: leave one of them out")
             content["pruners"] = {}
-        elif override.lstrip("+~") == "envelope={}":
-            content["envelope"] = _only(content["envelope"], [path for path in _limits(later) if path])
-        elif (match := _KEEP.match(override)) and match["whole"]:
-            budget = content["pruners"][match["pruner"]]["budget"]
-            more = [each for each in map(_KEEP.match, later) if each and each["pruner"] == match["pruner"]]
-            wholes = " ".join([match["whole"], *(each["whole"] or "" for each in more)])
-            meant = re.findall(r"(\w+)\s*:", wholes) + [each["one"] for each in more if each["one"]]
-            budget["keep"] = {key: budget["keep"][key] for key in meant if key in budget["keep"]}
+        elif value is not None and _REPLACED.fullmatch(key):
+            *within, last = key.split(".")
+            inner = content
+            for name in within:
+                inner = inner[name]
+            inner[last] = _only(inner[last], [path for each in (override, *later) for path in _paths(key, each)])
 
 
 def drop_replaced_fields(pruners: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -110,34 +109,50 @@ def _parts(argument: str) -> list[str]:
 def _added_or_selected(argument: str) -> str:
     """`pruners.P.criterion.name=taylor` selects the method and its fields: `criterion@pruners.P.criterion=taylor`.
 
-    `pruners.P.budget.keep.heads=4` may be new to a recipe that keeps something else, and so may be a limit."""
+    `pruners.P.budget.keep.heads=4` may be new to a recipe that keeps something else, and so may be a limit, a source,
+    and what is in a mapping that is written whole."""
     match = _METHOD.fullmatch(argument)
     if match is None:
-        is_new = _KEEP.match(argument) or _LIMIT.match(argument)
-        return f"++{argument.lstrip('+')}" if is_new else argument
+        whole = argument.lstrip("+").startswith(tuple(f"{key}={{" for key in OPEN))
+        return f"++{argument.lstrip('+')}" if whole or _NEW.match(argument) else argument
     return f"{match[2]}@{match[1]}={match[3].strip(QUOTES)}"
 
 
-def _limits(overrides: Sequence[str]) -> Iterator[list[str]]:
-    """The places of limits that keys give: ["loss", "ratio"] of envelope.loss.ratio=1.1, ["loss"] of
-    envelope={loss: {ratio: 1.1}}."""
-    for override in filter(_LIMIT.match, overrides):
-        name, _, value = override.partition("=")
-        if "." in name:
-            yield name.split(".")[1:]
-        else:
-            parsed: Any = OverridesParser.create().parse_override(f"x={value}").value()
-            yield from ([str(key)] for key in parsed or ())
+def _mapping(override: str) -> dict[Any, Any] | None:
+    """The value, where it is a mapping."""
+    if "={" not in override:
+        return None
+    value: Any = OverridesParser.create().parse_override(override).value()
+    return value if isinstance(value, dict) else None
+
+
+def _paths(place: str, override: str) -> Iterator[list[str]]:
+    """What a command line's argument sets in the mapping at a place: ["loss", "ratio"] of envelope.loss.ratio=1.1 and
+    of envelope={loss: {ratio: 1.1}}."""
+    key = override.lstrip("+").partition("=")[0]
+    if f"{key}.".startswith(f"{place}."):
+        within = key.removeprefix(place).split(".")[1:]
+        yield from ([*within, *path] for path in _leaves(_mapping(override)) if within or path)
+
+
+def _leaves(value: Mapping[Any, Any] | None) -> Iterator[list[str]]:
+    """The keys on the way to each value of nested mappings."""
+    for key, inner in (value or {}).items():
+        yield from ([str(key), *path] for path in _leaves(inner if isinstance(inner, dict) else None))
+    if not value:
+        yield []
 
 
 def _only(content: Mapping[str, Any], paths: Sequence[Sequence[str]]) -> dict[str, Any]:
     """What of nested mappings lies at these paths."""
-    found: dict[str, Any] = {}
+    within: dict[str, list[Sequence[str]]] = {}
     for first, *rest in paths:
         if first in content:
-            inner = content[first]
-            found[first] = {**found.get(first, {}), **_only(inner, [rest])} if rest else inner
-    return found
+            within.setdefault(first, []).append(rest)
+    return {
+        first: content[first] if [] in rests or not isinstance(content[first], dict) else _only(content[first], rests)
+        for first, rests in within.items()
+    }
 
 
 def _shared(kind: str, name: str) -> set[str]:

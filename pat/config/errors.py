@@ -60,7 +60,7 @@ QUOTES = "\"'"
 
 OF_GENERAL_RECIPES = "recipes encoder and decoder have `weights`, encoder_narrow and decoder_narrow `narrow`"
 
-OPEN = ("model.config.", "engine.deepspeed.")  # whose keys are those of others
+OPEN = ("model.config", "engine.deepspeed", "task.template_options", "data.sources")  # mappings with keys of others
 
 
 def _adds(name: str = "NAME") -> str:
@@ -75,7 +75,7 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         allowed = sorted(str(key) for key in node if key != "hydra")
         last = key.rpartition(".")[2]
         place = key.rpartition(".")[0]
-        if f"{place}.".startswith(OPEN):
+        if f"{place}.".startswith(tuple(f"{each}." for each in OPEN)):
             return f"{place} does not have {last!r} yet: add it with a plus, +{key}=..."
         return f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}" + (
             f"; {OF_GENERAL_RECIPES}; {_adds(last)}" if place == "pruners" else did_you_mean(last, allowed)

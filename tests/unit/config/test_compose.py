@@ -577,7 +577,7 @@ def test_no_pruners_means_none():
     """Hydra merges an empty mapping into the recipe's, which would go on pruning in silence."""
     assert composed(PARITY).pruners
     lost = "pruners.weights.budget.sparsity=0.3"
-    for none in ("pruners={}", "~pruners"):
+    for none in ("pruners={}", "pruners={ }", "~pruners"):
         assert not composed(PARITY, none).pruners
     said = refused(PARITY, "pruners={}", lost)
     assert f"pruners={{}} takes all pruners away, so {lost} has none to set: leave one of them out" in said
@@ -605,6 +605,28 @@ def test_a_shape_that_is_written_whole_is_the_shape():
     whole, one = "pruners.narrow.budget.keep={ffn:50}", "pruners.narrow.budget.keep.kv_groups=2"
     for both, keep in (((whole, one), {"ffn": 50, "kv_groups": 2}), ((one, whole), {"ffn": 50})):
         assert composed(*recipe, *both).pruners["narrow"].budget.keep == keep
+
+
+def test_a_mapping_of_free_keys_that_is_written_whole_replaces_the_recipes():
+    """Would catch: a model that trains on a recipe's sources beside the user's own, or with a template's option that
+    the command line took away."""
+    chat = ("recipe=qwen3_8b_chat",)
+    for given, options in (
+        ("task.template_options={}", {}),
+        ("task.template_options={ tone: dry }", {"tone": "dry"}),
+        ("+task.template_options.tone=dry", {"enable_thinking": False, "tone": "dry"}),
+    ):
+        assert composed(*chat, given).task.template_options == options
+    ours = [f"data.sources.{name}={{source: text, train: {name}.txt}}" for name in ("a", "b")]
+    mixed = (PARITY, "data.source=mixture", *ours)
+    whole = "data.sources={mine: {source: text, train: mine.txt}, a: {source: json, train: a.jsonl}}"
+    assert list(composed(*mixed).data.sources or {}) == ["a", "b"]
+    replaced = composed(*mixed, whole, "data.sources.mine.weight=3").data.sources
+    assert replaced == {
+        "mine": {"source": "text", "train": "mine.txt", "weight": 3}, "a": {"source": "json", "train": "a.jsonl"},
+    }  # fmt: skip
+    deepspeed = composed(PARITY, "engine.deepspeed={a: {b: 1}}", "engine.deepspeed={a: {c: 2}}").engine.deepspeed
+    assert deepspeed == {"a": {"c": 2}}
 
 
 def test_a_pruner_is_added_as_the_refusal_of_a_mapping_says():
