@@ -49,6 +49,8 @@ def choose(pruners: Mapping[str, dict[str, Any]], num_steps: int) -> None:
             settings["schedule"] = _without_open(schedule)
             continue
         sparsity = _part(name, "budget", settings).get("sparsity")
+        if isinstance(sparsity, str):
+            raise ValueError(f"pruners.{name}.budget.sparsity is {sparsity!r}, a text, but must be a number")
         if not isinstance(sparsity, int | float):
             raise ValueError(
                 f"pruners.{name}.schedule=auto chooses by budget.sparsity, which this budget does not have: take "

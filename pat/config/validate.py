@@ -28,6 +28,7 @@ def validate(config: Config, given: Collection[str] = (), guarded: bool = True) 
 
 def _problems(config: Config, given: Collection[str], guarded: bool) -> Iterator[str]:
     yield from _task(config)
+    yield from _mixture(config, given)
     yield from _named("optim.lr_schedule", config.optim.lr_schedule, "pat.learning_rates")
     yield from _batch(config)
     yield from _training(config)
@@ -41,6 +42,17 @@ def _problems(config: Config, given: Collection[str], guarded: bool) -> Iterator
 
 def _task(config: Config) -> Iterator[str]:
     yield from _named("task.name", config.task.name, "pat.tasks")
+
+
+def _mixture(config: Config, given: Collection[str]) -> Iterator[str]:
+    """Whether a file on the command line is read, where each source may name its own."""
+    sources = config.data.sources or {}
+    for key in ("train", "eval"):
+        if sources and f"data.{key}" in given and all(key in source for source in sources.values()):
+            yield (
+                f"data.{key}={getattr(config.data, key)} would not be read, as each of data.sources "
+                f"({', '.join(sources)}) names its own: leave it out, or make it a source"
+            )
 
 
 def _named(key: str, name: str, package: str) -> Iterator[str]:

@@ -85,6 +85,12 @@ def _check_type(feature: Any, name: str, column: str, split: str, by_word: bool)
             f"The column '{column}' of data.{split} holds {feature.dtype}, not text or messages: give text (dates "
             "become times where all values of JSON are dates; csv and parquet keep them as text)."
         )
+    if name == "label" and by_word and not (listed or _is_text(feature)):
+        raise ValueError(
+            f"data.label_column='{column}' holds one {feature.dtype if isinstance(feature, Value) else 'class'} a row, "
+            "but task=token_classification reads one label for each word, as a list or a text with spaces: name "
+            "another, or take task=classification."
+        )
     if name in ("label", SLICE) and not (listed or isinstance(feature, Value | ClassLabel)):
         raise ValueError(f"data.{name}_column='{column}' holds {feature}, not a word or number: name another.")
 

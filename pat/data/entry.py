@@ -24,7 +24,7 @@ import datasets
 from pat.common import files
 from pat.schema import DataConfig
 
-FORMAT = 6  # of an entry; another format is another entry
+FORMAT = 7  # of an entry; another format is another entry
 
 
 def root(cfg: DataConfig) -> Path:

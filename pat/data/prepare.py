@@ -161,6 +161,15 @@ def _mixed(cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, task: Task, seed
     )
 
 
+def _held_out(train: Dataset, hashes: np.ndarray, fraction: float) -> np.ndarray:
+    """(rows,) bool; the empty lines between paragraphs are no rows to be held out."""
+    held = ~blank(train)
+    if held.any():
+        held[held] = held_out(hashes[held], fraction)
+        return held
+    return held_out(hashes, fraction)
+
+
 def _eval_rows_in_train(entries: Sequence[Path]) -> int:
     """How many evaluation rows of these entries are training rows of any of them."""
     held = np.concatenate([np.load(folder / HASHES["eval"]) for folder in entries])
@@ -193,7 +202,7 @@ def _build(staging: Path, cfg: DataConfig, tokenizer: PreTrainedTokenizerBase, t
     hashes = {split: content_hashes(part) for split, part in rows.items()}
     numbers = {split: np.arange(len(part)) for split, part in rows.items()}
     if not cfg.eval:
-        held = held_out(hashes["train"], cfg.eval_fraction)
+        held = _held_out(rows["train"], hashes["train"], cfg.eval_fraction)
         numbers = {"train": np.flatnonzero(~held), "eval": np.flatnonzero(held)}
         rows = {split: rows["train"].select(chosen) for split, chosen in numbers.items()}
         hashes = {split: hashes["train"][chosen] for split, chosen in numbers.items()}

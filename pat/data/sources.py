@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import hashlib
 import json
 import os
 import time
+import uuid
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -163,6 +166,9 @@ def files(cfg: DataConfig, split: str) -> list[str]:
         if not paths:
             raise ValueError(f"data.{split}: no file matches '{pattern}' (seen from {os.getcwd()}).")
         named += paths
+    twice = [path for path, times in Counter(map(os.path.realpath, named)).items() if times > 1]
+    if twice:
+        raise ValueError(f"data.{split}={spec} names {twice[0]} twice, so its rows would count twice: name it once.")
     return named
 
 
@@ -234,8 +240,9 @@ def _file_digest(path: str, memory: Path) -> str:
     with open(real, "rb") as file:
         sha256 = hashlib.file_digest(file, "sha256").hexdigest()
     if time.time() - stat.st_mtime > RACY_S:
-        memory.mkdir(parents=True, exist_ok=True)
-        part = note.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps({"stamp": stamp, "sha256": sha256}))
-        part.replace(note)
+        with contextlib.suppress(OSError):  # a cache that others fill and that is read only here
+            memory.mkdir(parents=True, exist_ok=True)
+            part = note.with_suffix(f".{uuid.uuid4().hex[:8]}")  # ranks in containers have equal pids
+            part.write_text(json.dumps({"stamp": stamp, "sha256": sha256}))
+            part.replace(note)
     return sha256

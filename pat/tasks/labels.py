@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 from datasets import ClassLabel, Value
@@ -28,7 +29,8 @@ def in_words(rows: dict[str, Dataset], num_labels: int | None) -> dict[str, Data
     kinds = {split: part.features["label"] for split, part in rows.items()}
     train = kinds["train"]
     if isinstance(train, ClassLabel):  # numbers are indices, but another ClassLabel may count in another order
-        others = [s for s, kind in kinds.items() if isinstance(kind, ClassLabel) and kind.names != train.names]
+        by_number = all(map(_is_whole, train.names)) and train.names != [str(i) for i in range(len(train.names))]
+        others = [s for s, kind in kinds.items() if _counts_otherwise(kind, train, by_number)]
     else:
         others = [s for s, kind in kinds.items() if kind.dtype not in WORDS] if train.dtype in WORDS else []
     return rows | {split: _worded(rows[split]) for split in others}
@@ -47,7 +49,8 @@ def classes_in(train: Dataset, num_labels: int | None) -> list[str]:
             f"task.num_labels={num_labels}, but the training data has {len(names)}: {in_order(names)}; "
             "null takes as many as there are."
         )
-    return names + [str(i) for i in range(len(names), num_labels or 0)]
+    free = (name for name in map(str, count(len(names))) if name not in names)
+    return names + list(islice(free, max(0, (num_labels or 0) - len(names))))
 
 
 def set_classes(config: PretrainedConfig, names: Sequence[str]) -> bool:
@@ -83,6 +86,13 @@ def _are_names(train: Dataset, num_labels: int | None) -> bool:
     whole = all(isinstance(value, int) for value in labels)
     many = 2 * len(labels) > len(train)  # more likely an id than a label
     return whole and not many and num_labels in (None, len(labels)) and set(labels) != set(range(len(labels)))
+
+
+def _counts_otherwise(kind: Any, train: ClassLabel, by_number: bool) -> bool:
+    """Whether a column's numbers are no indices of training's classes; by_number: numbers name these, as stars."""
+    if isinstance(kind, ClassLabel):
+        return kind.names != train.names
+    return by_number and kind.dtype not in WORDS
 
 
 def _counted(labels: list[Any], num_labels: int | None) -> list[str]:

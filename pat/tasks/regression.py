@@ -117,7 +117,10 @@ def correlation(p: Tensor, y: Tensor) -> float:
 
 
 def ranks(values: Tensor) -> Tensor:
-    """(N,) fp64: the place of each value in their order, equal ones share the mean of their places."""
+    """(N,) fp64: the place of each value in their order, equal ones share the mean of their places. All NaN where one
+    is not finite, which has no place."""
+    if not bool(values.isfinite().all()):
+        return torch.full_like(values, math.nan, dtype=torch.float64)
     _, which, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[which]

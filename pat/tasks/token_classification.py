@@ -72,6 +72,8 @@ class TokenClassification(Task):
     def label_names(self, train: Dataset) -> list[str]:
         """The labels in the training rows, sorted, O first."""
         found = {label for labels in train["label"] for label in _split(labels)}
+        if None in found:
+            raise ValueError(f"A word of the training data has no label (null): label it {OUTSIDE}, or leave it out.")
         if not all(isinstance(label, str) for label in found):
             raise ValueError(
                 f"The labels of words in the training data are numbers ({in_order(list(found))}), which do not say "
@@ -261,8 +263,17 @@ def _named(rows: Dataset) -> Dataset:
     inner = getattr(feature, "feature", None)
     if not isinstance(inner, ClassLabel):
         return rows
-    names = [[inner.names[number] for number in labels] for labels in rows["label"]]
+    names = [[_name(inner.names, number, row) for number in labels] for row, labels in enumerate(rows["label"], 1)]
     return rows.remove_columns("label").add_column("label", names)  # pyright: ignore
+
+
+def _name(names: Sequence[str], number: int, row: int) -> str:
+    if 0 <= number < len(names):
+        return names[number]
+    raise ValueError(
+        f"Row {row} has a word with the label {number}, but the column counts its {len(names)} labels from 0 "
+        f"({in_order(names)}): give words that do not count the label {OUTSIDE}, or leave such rows out."
+    )
 
 
 def _split(value: Any) -> list[Any]:

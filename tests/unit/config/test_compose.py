@@ -625,8 +625,17 @@ def test_a_mapping_of_free_keys_that_is_written_whole_replaces_the_recipes():
     assert replaced == {
         "mine": {"source": "text", "train": "mine.txt", "weight": 3}, "a": {"source": "json", "train": "a.jsonl"},
     }  # fmt: skip
+    for given in ("data.train=own.txt", "data.train=own.txt data.eval=held.txt"):
+        said = refused(*mixed, *given.split())
+        assert "data.train=own.txt would not be read, as each of data.sources (a, b) names its own" in said
     deepspeed = composed(PARITY, "engine.deepspeed={a: {b: 1}}", "engine.deepspeed={a: {c: 2}}").engine.deepspeed
     assert deepspeed == {"a": {"c": 2}}
+
+
+def test_a_target_from_the_environment_is_said_to_be_text(monkeypatch):
+    monkeypatch.setenv("S", "0.5")
+    said = refused(*open_recipes.of("encoder"), "pruners.weights.budget.sparsity=${oc.env:S}")
+    assert "pruners.weights.budget.sparsity is '0.5', a text, but must be a number" in said
 
 
 def test_a_pruner_is_added_as_the_refusal_of_a_mapping_says():

@@ -79,6 +79,8 @@ def test_digests_of_old_files_are_remembered_and_forgotten_when_they_change(tmp_
     assert sources.digest(cfg, "train", 0, memory) == before
     note.write_text("{torn")
     assert sources.digest(cfg, "train", 0, memory) == before
+    nowhere = tmp_path / "train.jsonl" / "digests"  # a memory that cannot be written
+    assert sources.digest(cfg, "train", 0, nowhere) == before
 
 
 def test_a_torn_entry_is_built_again(tmp_path: Path) -> None:
@@ -230,10 +232,11 @@ def test_labels_become_numbers(tmp_path: Path, labels: list[Any], names: list[st
 
 
 @pytest.mark.parametrize("train, held", [("csv", "csv"), ("json", "json"), ("names", "swapped"), ("words", "swapped"),
-                                         ("views", "swapped")])  # fmt: skip
+                                         ("views", "swapped"), ("names", "json")])  # fmt: skip
 def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path: Path, train: str, held: str) -> None:
     """Would catch: a label of evaluation taken for an index, where the classes of training are words."""
-    words = {"csv": ["1", "2", "none"], "json": ["1", "2", "3"]}.get(train, ["neg", "pos"])
+    stars = ["1", "2", "3"]
+    words = {"csv": ["1", "2", "none"], "json": stars}.get(train, stars if held == "json" else ["neg", "pos"])
     seen = words if held == "swapped" else ["1", "2"]  # csv reads these as numbers, as `json` writes them
 
     def write(name: str, kind: str, labels: list[str]) -> str:
@@ -241,6 +244,8 @@ def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path
         if kind == "csv":
             lines = [f"{text},{label}\n" for text, label in zip(texts, labels, strict=True)]
             Path(path).write_text("text,label\n" + "".join(lines))
+        elif kind == "json" and train == "names":  # in parquet, as the training data is
+            Dataset.from_dict({"text": texts, "label": list(map(int, labels))}).to_parquet(path)
         elif kind == "json":
             values = [int(label) if name == "held" else label for label in labels]
             write_json(Path(path), [{"text": t, "label": v} for t, v in zip(texts, values, strict=True)])
@@ -288,6 +293,7 @@ def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path
         ({"subset": "en"}, "data.subset is 'en', but with data.source=json"),
         ({"sample_by": "document"}, "data.sample_by is 'document', but with data.source=json"),
         ({"generated": GeneratedConfig(num_words=3)}, "data.generated is set, but with data.source=json"),
+        ({"train": [__file__, f"{__file__[:-2]}p*"]}, r"names .*test_data.py twice, so its rows would count twice"),
         ({"max_length": 0}, "max_length is 0, but must be at least 1"),
         ({"source": "csv", "train": __file__}, r"test_data.py, line \d+: \d value"),
         ({"source": "parquet", "train": __file__}, "cannot be read as parquet"),
@@ -341,6 +347,9 @@ def test_labels_that_training_does_not_have_and_too_many_are_errors(tmp_path: Pa
         prepare.prepare(json_config(tmp_path), TOKENIZER, one)
     more = base.build({"name": "classification", "num_labels": 4})
     assert prepare.prepare(json_config(tmp_path), TOKENIZER, more).num_labels == 4
+    digits = [{"text": f"text {i}", "label": str(2 + i % 2)} for i in range(8)]
+    named = prepare.prepare(json_config(tmp_path, digits), TOKENIZER, more)
+    assert named.label_names == ["2", "3", "4", "5"] and set(named.train["label"]) | set(named.eval["label"]) == {0, 1}
 
 
 def test_whole_numbers_that_do_not_count_from_0_are_names(tmp_path: Path) -> None:

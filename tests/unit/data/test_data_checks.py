@@ -110,6 +110,12 @@ def test_lines_between_paragraphs_are_no_texts_of_both_sides(tmp_path: Path) -> 
         DataConfig(source="text", max_length=16, cache_dir=str(tmp_path / "c"), **files), TOKENIZER, built
     )
     assert made.info["eval_rows_in_train"] == 0 and not data_warnings(made, built)
+    (tmp_path / "few.txt").write_text("".join(f"few paragraph {i}\n\n" for i in range(4)))
+    few: dict[str, Any] = {"train": str(tmp_path / "few.txt"), "eval_fraction": 0.08}  # an empty line's hash is below
+    held = prepare.prepare(
+        DataConfig(source="text", max_length=8, cache_dir=str(tmp_path / "c"), **few), TOKENIZER, built
+    )
+    assert len(held.eval) > 0
 
 
 @pytest.mark.parametrize(
@@ -140,8 +146,13 @@ def test_lines_between_paragraphs_are_no_texts_of_both_sides(tmp_path: Path) -> 
             "classification",
             "name another data.label_column.",
         ),
+        (
+            {"a": "".join(json.dumps({"text": f"t {i}", "label": i % 2}) + "\n" for i in range(4))},
+            "token_classification",
+            "data.label_column='label' holds one int64 a row, but task=token_classification reads one label for each",
+        ),
     ],
-    ids=["encoding", "blank", "columns", "tools", "nan"],
+    ids=["encoding", "blank", "columns", "tools", "nan", "words"],
 )
 def test_what_cannot_be_read_is_said_with_its_reason(
     files: dict[str, str], task: str, words: str, tmp_path: Path

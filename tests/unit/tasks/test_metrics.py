@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,10 @@ def test_regression() -> None:
     assert all(other[0] == metrics and torch.equal(other[1], found[0][1]) for other in found[1:])  # to the last bit
     constant = evaluated(task, torch.ones(41, 1), y.tolist(), 1)[0]
     assert constant["pearson"] == constant["spearman"] == 0.0
+    for broken in (math.nan, math.inf):  # of a model that has diverged
+        answers = torch.randn(41, 1).index_fill(0, torch.tensor([7]), broken)
+        one = evaluated(task, answers, y.tolist(), 1)[0]
+        assert math.isnan(one["pearson"]) and math.isnan(one["spearman"]) and not math.isfinite(one["mse"])
 
 
 def test_a_regression_has_one_output_and_its_loss_is_the_squared_error() -> None:

@@ -116,6 +116,13 @@ def test_labels_are_names_whatever_numbers_a_split_gives_them() -> None:
     assert named["train"]["label"][:] == [["O", "B-LOC"], ["B-LOC"]]
     assert named["eval"]["label"][:] == [["B-LOC", "O", "O"]]
     assert TASK.label_names(named["train"]) == ["O", "B-LOC"]
+    typed = rows(["O", "B-LOC"], []).features["label"]
+    for number in (-1, -100):  # no label: to Python -1 is the last one
+        unlabelled = Dataset.from_dict({"label": [[0, 1], [number]]}).cast_column("label", typed)
+        with pytest.raises(ValueError, match=f"Row 2 has a word with the label {number}, but the column counts its 2"):
+            TASK.with_words({"train": unlabelled})
+    with pytest.raises(ValueError, match=r"has no label \(null\)"):
+        TASK.label_names(Dataset.from_dict({"label": [["O", None]]}))
     with pytest.raises(ValueError, match=r"are numbers \(0, 1\), which do not say what they mean"):
         TASK.label_names(Dataset.from_dict({"label": [[0, 1]]}))
 

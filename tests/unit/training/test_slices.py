@@ -128,7 +128,7 @@ def test_sources_of_a_mixture_are_slices(tmp_path: Path) -> None:
     [
         ({"data__slice_column": "topic"}, "data.slice_column='topic' is not in data.eval"),
         ({"data__slice_column": "label"}, "is a slice of every data set already"),
-        ({"data__slice_column": "id"}, "has 120 values"),
+        ({"data__slice_column": "id"}, "has 120 values in the evaluation data, '0' and"),
         ({"envelope": {"slices": {"min": 0.1, "dimensions": ["topic"]}}}, "there is domain and form and label"),
         ({"envelope": {"slices": {"min": 0.1, "least": 200}}}, "the largest slice of the evaluation data has"),
     ],
