@@ -59,6 +59,7 @@ class Pruner:
         self.weight_pruners: list[WeightPruner] = []
         self.structure_pruners: list[StructurePruner] = []
         self.peak_bytes = 0
+        self.clock = Clock()
 
     # -- before DeepSpeed ------------------------------------------------------------------------------------------
 
@@ -116,6 +117,7 @@ class Pruner:
 
     def follow(self, clock: Clock) -> None:
         """Let all schedules go by one clock, which may hold and stop them."""
+        self.clock = clock
         for pruner in self.pruners:
             pruner.timeline = replace(pruner.timeline, clock=clock)
 
@@ -197,22 +199,23 @@ class Pruner:
 
     @cached_property
     def cuts(self) -> tuple[int, ...]:
-        """The steps at which more is pruned than before, in increasing order."""
+        """The steps of the schedules at which more is pruned than before, in increasing order."""
         return tuple(sorted({t for pruner in self.pruners for t, _ in timetable.moves(pruner)}))
 
     def cuts_from(self, t: int) -> int:
-        """How many calibrated cuts there are from step t on, by the schedules."""
-        calibrated = (pruner for pruner in self.pruners if (needs := pruner.calibration) and not needs.once)
-        return sum(step >= t for pruner in calibrated for step, _ in timetable.moves(pruner))
+        """How many calibrated cuts there are from step t on, if the schedules are not held again."""
+        return 0 if self.clock.is_stopped(t) else sum(step > self.clock.at(t - 1) for step in self._calibrated_cuts)
 
     def cuts_next(self, t: int) -> bool:
         """Whether the loop's next step, t, makes a calibrated cut: its own, or that of the gates of step t + 1."""
-        return not self._calibrated_cuts.isdisjoint((t, t + 1))
+        clock = self.clock
+        return any(clock.moves(step) and clock.at(step) in self._calibrated_cuts for step in (t, t + 1))
 
     @cached_property
-    def _calibrated_cuts(self) -> frozenset[int]:
+    def _calibrated_cuts(self) -> list[int]:
+        """Their steps of the schedules, one for each pruner that makes one there."""
         calibrated = (pruner for pruner in self.pruners if (needs := pruner.calibration) and not needs.once)
-        return frozenset(step for pruner in calibrated for step, _ in timetable.moves(pruner))
+        return [step for pruner in calibrated for step, _ in timetable.moves(pruner)]
 
     @property
     def first_soft_step(self) -> int | None:

@@ -20,8 +20,9 @@ Moves = Sequence[tuple[int, float]]  # (step, sparsity from there on)
 
 
 def moves(pruner: WeightPruner | StructurePruner) -> Moves:
-    """The steps at which sparsity rises, and to what: those of a selection, or each step of a learned gate's ramp."""
-    line, reached = pruner.timeline, 0.0
+    """The steps of the schedule at which sparsity rises, and to what: those of a selection, or each step of a learned
+    gate's ramp."""
+    line, reached = pruner.timeline.planned, 0.0
     rises: list[tuple[int, float]] = []
     continuous = _continuous(pruner)
     for t in range(line.hard_from if _by_threshold(pruner) else line.start, line.hard_from + 1):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 
 from pat.config.frozen import same_command
 from pat.pruning.calibration.journal import Journals
@@ -12,6 +10,8 @@ from pat.pruning.timetable import steps
 from pat.run.preemption import Preempted
 from pat.training.progress import Progress
 from pat.training.state import Training
+
+CUT, GRADIENTS = "calibrating and pruning layer", "taking the loss's gradients, forward and back, layer"
 
 
 class Calibrating:
@@ -24,39 +24,49 @@ class Calibrating:
         self.before = 0.0  # when the layer before began
         self.gradients_s = 0.0  # that taking the loss's gradients took, before the walk
 
-    @contextmanager
-    def on_gradients(self) -> Generator[None]:
-        """Around the pass that takes the loss's gradients. Collective."""
-        self.training.agree()
-        started = time.perf_counter()
-        at = f"step {self.training.progress.step}: " if self.training.config.train.num_steps else ""
-        self.training.tracker.say(f"{at}taking the loss's gradients, through all layers and back")
-        yield
-        self.gradients_s += time.perf_counter() - started
+    def on_gradients(self, index: int, number: int) -> None:
+        """Before each layer of the pass that takes the loss's gradients, there and back, and at its end. Raises
+        Preempted. Collective."""
+        seconds, left_s = self._clock(index, number)
+        asked, better_now = self.training.agree(_better_now(self.training, seconds, index, number))
+        if asked and better_now and self.journals.kept:
+            raise self._preempted("while the loss's gradients were taken")
+        self.training.tracker.layer(GRADIENTS, index, number, self.training.progress.step, left_s)
+        if index == number:
+            self.gradients_s += seconds
 
     def on_layer(self, index: int, number: int) -> None:
         """Before each layer of a walk, and at its end. Raises Preempted. Collective."""
         training = self.training
-        now = time.perf_counter()
         if index == 0:
-            self.started, self.announced = now, False
-        seconds, layer_s, self.before = now - self.started, now - self.before, now
+            self.announced = False
+        seconds, left_s = self._clock(index, number)
         asked, better_now = training.agree(_better_now(training, seconds, index, number))
         if asked and better_now and self.journals.kept:
-            raise Preempted(
-                f"stopped on request in the cut at step {training.progress.step}, after {index} of {number} layers, "
-                f"which are kept{_trained_again(training.progress)}: {same_command(training.run.path)} goes on"
-            )
+            raise self._preempted("in the cut", f", after {index} of {number} layers, which are kept")
         if asked and not self.announced and index < number:
             self.announced = True
             training.tracker.say(f"stopping after the cut, of which {number - index} of {number} layers are left")
-        left_s = layer_s * (number - index) if index else None  # as the last layer took
-        training.tracker.layer(index, number, training.progress.step, left_s)
+        training.tracker.layer(CUT, index, number, training.progress.step, left_s)
         if index == number:
             seconds, self.gradients_s = seconds + self.gradients_s, 0.0
             training.aside_s += seconds
             training.progress.calibration_seconds += seconds
             training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
+
+    def _clock(self, index: int, number: int) -> tuple[float, float | None]:
+        """Seconds of the walk until now, and those that are left if each layer takes as long as the last."""
+        now = time.perf_counter()
+        if index == 0:
+            self.started = now
+        layer_s, self.before = now - self.before, now
+        return now - self.started, layer_s * (number - index) if index else None
+
+    def _preempted(self, where: str, then: str = "") -> Preempted:
+        progress, command = self.training.progress, same_command(self.training.run.path)
+        return Preempted(
+            f"stopped on request {where} at step {progress.step}{then}{_trained_again(progress)}: {command} goes on"
+        )
 
 
 def _trained_again(progress: Progress) -> str:

@@ -26,7 +26,7 @@ class Silent:
 
     def log(self, values: Mapping[str, Any], step: int) -> None: ...
 
-    def layer(self, index: int, number: int, step: int, left_s: float | None) -> None: ...
+    def layer(self, what: str, index: int, number: int, step: int, left_s: float | None) -> None: ...
 
     def close(self) -> None: ...
 
@@ -102,12 +102,12 @@ class Lines(Silent):
         self.remaining.log(values, step)
         self._print(self._line(values, step))
 
-    def layer(self, index: int, number: int, step: int, left_s: float | None) -> None:
+    def layer(self, what: str, index: int, number: int, step: int, left_s: float | None) -> None:
         """A calibrated cut begins with a layer, or has ended (index = number): four lines of all layers."""
         if index < number and index % max(1, number // 4) == 0:
             at = f"step {step}: " if self.num_steps else ""
             left = "" if left_s is None else f", left {duration(left_s)}"
-            self._print(f"{at}calibrating and pruning layer {index + 1} of {number}{left}")
+            self._print(f"{at}{what} {index + 1} of {number}{left}")
 
     def _print(self, line: str) -> None:
         print(line, flush=True)
@@ -169,10 +169,10 @@ class Bar(Lines):
             self._above(self._line(values, step) + "\n")
         self._print(self._line(values, step))
 
-    def layer(self, index: int, number: int, step: int, left_s: float | None) -> None:
-        super().layer(index, number, step, left_s)
+    def layer(self, what: str, index: int, number: int, step: int, left_s: float | None) -> None:
+        super().layer(what, index, number, step, left_s)
         if self.cut is None:
-            self.cut = self.bar.add_task("layers cut", total=number, status="", left="-")
+            self.cut = self.bar.add_task("layers", total=number, status="", left="-")
             self.bar.start()
         self.bar.update(self.cut, completed=index, left="-" if left_s is None else duration(left_s))
         if index == number:

@@ -58,10 +58,10 @@ class Tracker:
         if self.active:
             self.view.advance(step)
 
-    def layer(self, index: int, number: int, step: int, left_s: float | None) -> None:
-        """A calibrated cut begins with a layer, or has ended (index = number)."""
+    def layer(self, what: str, index: int, number: int, step: int, left_s: float | None) -> None:
+        """A calibrated cut begins with a layer, or has ended (index = number); `what` it does there."""
         if self.active:
-            self.view.layer(index, number, step, left_s)
+            self.view.layer(what, index, number, step, left_s)
 
     def log(self, values: Mapping[str, Any], step: int) -> None:
         """Numbers (on the host) and words of one step."""

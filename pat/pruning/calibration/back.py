@@ -76,16 +76,18 @@ def squares(
     The gradients are those of the labels in the data, as in the empirical Fisher information. Raises NotCalibrated
     where they are not finite, or 0 throughout, and on all ranks where one has no memory.
     """
-    size = (len(walk.layers) + 1) * walk.hidden.nbytes
+    both_ways, size = 2 * len(walk.layers), (len(walk.layers) + 1) * walk.hidden.nbytes
     room = Room(walk.comm, lambda: no_room_for_gradients(size))
     inputs = _forward(walk, room)
     gradients = _of_the_top(walk, batches, inputs.pop(), loss, room)
     for index in reversed(range(len(walk.layers))):
+        walk.on_layer(both_ways - 1 - index, both_ways)
         own = walk.parameters(index)
         walk.fill(own)
         names = [name for name in matrices if name.startswith(f"{walk.stack}.{index}.")]
         yield from _of_layer(walk, index, names, inputs.pop(), gradients, room)
         walk.drop(own)
+    walk.on_layer(both_ways, both_ways)
 
 
 @torch.no_grad()
@@ -97,6 +99,7 @@ def _forward(walk: Walk, room: Room) -> list[HiddenStates]:
         return HiddenStates(call(walk.layers[index], h) for call, h in zip(walk.calls[index], kept[-1], strict=True))
 
     for index in range(len(walk.layers)):
+        walk.on_layer(index, 2 * len(walk.layers))
         own = walk.parameters(index)
         walk.fill(own)
         kept.append(room.given(partial(outputs, index)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -37,7 +36,7 @@ class Surroundings:
     loss: Loss = own_loss  # of a model for a batch, summed over what it counts,
     labels: Callable[[Any], int] = own_labels  # which is so much
     on_layer: Callable[[int, int], None] = lambda index, number: None  # at each layer of a walk, and at its end
-    on_gradients: Callable[[], AbstractContextManager[None]] = nullcontext  # around the pass that takes them
+    on_gradients: Callable[[int, int], None] = lambda index, number: None  # the same of the pass that takes them
     warn: Callable[[str, str], None] = lambda title, text: None  # (title, text) of what the user should know
     journals: Journals = field(default_factory=Journals)  # results of cuts that are not in a checkpoint yet
 
@@ -73,7 +72,7 @@ class Calibrator:
         labels = self.comm.sum(torch.tensor([given.labels(batch) for batch in batches])).cumsum(0)
         enough = max(math.ceil(needs.back / together), 1 + int((labels < needs.labels).sum()))
         batches = batches[:enough]  # of those of whole steps
-        return self._walk(needs, batches), batches, given.loss
+        return self._walk(needs, batches, on_layer=given.on_gradients), batches, given.loss
 
     def journal(self, name: str, t: int, settings: object, what: str = "layer") -> Journal:
         """Of the cut of a pruner at step t; see Journals."""

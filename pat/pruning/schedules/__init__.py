@@ -9,7 +9,7 @@ A run with an envelope may hold or stop its schedules: these steps are then thos
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from pat.common.rounding import part_of
@@ -73,6 +73,11 @@ class Timeline:
     hard_from: int
     num_steps: int
     clock: Clock = field(default_factory=Clock)
+
+    @property
+    def planned(self) -> Timeline:
+        """The same where the clock counts every step: all steps are those of the schedule."""
+        return replace(self, clock=Clock())
 
     @property
     def select_every(self) -> int:

@@ -107,8 +107,8 @@ class StructurePruner:
         return self.due(t) * self.goal.sparsity
 
     def reachable(self, t: int) -> float:
-        """The target at a step, up to a unit."""
-        return self.target(t)
+        """The target at a step of the schedule, up to a unit."""
+        return self.goal.due(self.timeline.planned, t) * self.goal.sparsity
 
     @property
     def left_to_hooks(self) -> list[str]:

@@ -103,8 +103,8 @@ class WeightPruner:
         return self.timeline.target(chosen, self.budget.sparsity)
 
     def reachable(self, t: int) -> float:
-        """What of the target at a step whole units can remove."""
-        return self.granularity.reachable(self.target(t))
+        """What whole units can remove of the target at a step of the schedule."""
+        return self.granularity.reachable(self.timeline.planned.target(t, self.budget.sparsity))
 
     @property
     def sparsity(self) -> float:
@@ -204,8 +204,7 @@ class WeightPruner:
         unit = self.granularity.weights_per_unit if self.scope == Global() else None
 
         def taken() -> dict[str, Tensor]:
-            with calibrator.surroundings.on_gradients():
-                return weigh(walk, batches, loss, weights, target, unit).tensors()
+            return weigh(walk, batches, loss, weights, target, unit).tensors()
 
         journal = calibrator.journal(self.name, t, (self.criterion, list(self.shapes), target, unit), "gradients")
         given = {f"{i} {key}": v for i, batch in enumerate(batches) for key, v in batch.items() if torch.is_tensor(v)}

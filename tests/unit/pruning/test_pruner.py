@@ -14,6 +14,7 @@ import torch
 from pat.common.comm import LOCAL
 from pat.pruning.calibration.calibrator import Calibrator, Surroundings
 from pat.pruning.calibration.walk import NotCalibrated
+from pat.pruning.clock import Clock
 from pat.pruning.pruner import Pruner
 from pat.pruning.types import PromiseBroken
 from pat.schema import Config, PrunerConfig
@@ -59,6 +60,21 @@ def test_when_a_calibrated_cut_comes_next() -> None:
     one_shot = {"name": "one_shot", "start": 8, "end": None, "hard_from": 8}
     pruner = attached(p=masks("model.layers.*.mlp.down_proj.weight", criterion="wanda", schedule=one_shot))
     assert [t for t in range(STEPS) if pruner.cuts_next(t)] == [7, 8]
+    ramp = {"name": "linear", "start": 2, "end": 8, "hard_from": 8, "select_every": 3}
+    fields: dict[str, Any] = {"granularity": "weight", "schedule": ramp, "scope": "matrix"}
+    ramped = masks("model.layers.*.mlp.down_proj.weight", criterion="wanda", **fields)
+    for seen_before in (True, False):  # a run that was interrupted sees the pause at once
+        held, clock = attached(p=ramped), Clock()
+        held.follow(clock)
+        if seen_before:
+            assert held.cuts_from(0) == 2 and [t for t in range(STEPS) if held.cuts_next(t)] == [4, 5, 7, 8]
+        clock.hold(4)
+        assert not any(held.cuts_next(t) for t in range(4, STEPS)), "none comes while the schedules are held"
+        clock.go_on(6)
+        assert [t for t in range(STEPS + 2) if held.cuts_next(t)] == [6, 7, 9, 10]
+        assert [held.cuts_from(t) for t in (5, 7, 8, 11)] == [2, 2, 1, 0]
+        clock.stop(9)
+        assert held.cuts_from(9) == 0 and not held.cuts_next(9)
     plain = attached(p=masks("model.layers.*.mlp.down_proj.weight", schedule=one_shot))
     assert not any(plain.cuts_next(t) for t in range(STEPS)), "its cut takes no time"
 

@@ -147,7 +147,7 @@ def test_a_cut_is_four_lines_of_a_log_and_a_bar_of_a_terminal(capsys: pytest.Cap
     bar.start(3, 1)
     for index in range(9):
         for view in (lines, bar):
-            view.layer(index, 8, 3, 5.0 * (8 - index) if index else None)
+            view.layer("calibrating and pruning layer", index, 8, 3, 5.0 * (8 - index) if index else None)
         assert (bar.cut is None) == (index == 8)
         if index == 5:
             (cut,) = [task for task in bar.bar.tasks if task.id == bar.cut]
@@ -155,7 +155,7 @@ def test_a_cut_is_four_lines_of_a_log_and_a_bar_of_a_terminal(capsys: pytest.Cap
             bar.bar.refresh()
     bar.close()
     assert [task.description for task in bar.bar.tasks] == ["decoder"]
-    assert "layers cut" in terminal.getvalue() and "5/8" in terminal.getvalue()
+    assert "layers" in terminal.getvalue() and "5/8" in terminal.getvalue()
     assert capsys.readouterr().out.splitlines() == [
         "step 3: calibrating and pruning layer 1 of 8",
         "step 3: calibrating and pruning layer 3 of 8, left 0:00:30",
@@ -172,12 +172,12 @@ def test_a_bar_of_80_columns_says_how_much_is_left(monkeypatch: pytest.MonkeyPat
     bar.start(3, 1)
     figures = {"train/loss": 0.04201, "train/step_seconds": 3.0, "train/tokens_per_s": 141.0, "pruning/phase": "dense"}
     bar.log(figures | {"pruning/sparsity": 0.158, "pruning/target": 0.271}, 30)
-    bar.layer(1, 6, 30, 489.0)
+    bar.layer("layer", 1, 6, 30, 489.0)
     bar.bar.refresh()
     bar.close()
     said = terminal.getvalue()
     assert re.search(r"30/120\S* dense sparsity 0.158 loss 0.04201 *left 0:04:30 and a cut", said), said
-    assert "layers cut" in said and "left 0:08:09" in said
+    assert "layers" in said and "left 0:08:09" in said
 
 
 def test_a_resumed_run_counts_its_own_steps() -> None:

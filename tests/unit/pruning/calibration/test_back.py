@@ -53,10 +53,13 @@ def naive(model: Any, given: list[dict[str, Tensor]], names: list[str]) -> dict[
 
 @pytest.mark.parametrize("family, variant", thinned(models.cases(), 3))
 def test_it_measures_what_one_backward_of_the_whole_model_gives(family: str, variant: str) -> None:
-    model, given = models.model(family, variant).eval(), batches()
+    model, given, told = models.model(family, variant).eval(), batches(), list[tuple[int, int]]()
     names = matrices(model)
-    walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32)
+    on_layer: Any = lambda *at: told.append(at)  # noqa: E731
+    walk = Walk(model, weight_of(model), stack_of(model, names), given, torch.float32, on_layer=on_layer)
     found = dict(squares(walk, given, own_loss, names))
+    both_ways = 2 * len(walk.layers)
+    assert told == [(place, both_ways) for place in range(both_ways + 1)], "each layer is a sign of life"
     expected = naive(model, given, names)
     assert found.keys() == expected.keys()
     for name, measured in found.items():

@@ -379,7 +379,16 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
         config=SimpleNamespace(train=SimpleNamespace(num_steps=10)), run=SimpleNamespace(path=tmp_path),
     )  # fmt: skip
     journals: Any = SimpleNamespace(kept=kept)
-    asked, on_layer = [False], calibrating.Calibrating(training, journals).on_layer
+    cut = calibrating.Calibrating(training, journals)
+    asked, on_layer = [False], cut.on_layer
+    for walk, where in ((cut.on_gradients, "while the loss's gradients were taken"), (on_layer, "in the cut")):
+        walk(0, 3)
+        clock[0] += 60.0
+        asked[0] = True
+        if leaves:
+            with pytest.raises(Preempted, match=f"{where} at step {step}"):
+                walk(1, 3)
+        asked[0] = False
     on_layer(0, 3)
     clock[0] += 60.0
     asked[0] = True
@@ -394,28 +403,35 @@ def test_a_request_to_stop_is_heard_between_layers_where_that_loses_less_than_th
 
 
 def test_taking_the_losss_gradients_counts_as_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fails if minutes of it are taken for training, whose throughput then never was. A cut is one line of the log."""
-    clock, said, layers, logged = [0.0], list[str](), list[tuple[Any, ...]](), list[dict[str, float]]()
+    """Fails if minutes of it are taken for training, whose throughput then never was, or look like a rank that hangs. A
+    cut is one line of the log."""
+    clock, beats, layers, logged = [0.0], list[bool](), list[tuple[Any, ...]](), list[dict[str, float]]()
     monkeypatch.setattr(calibrating.time, "perf_counter", lambda: clock[0])
     training: Any = SimpleNamespace(
-        progress=Progress(step=3, saved_step=3), agree=lambda due=False: (False, due), aside_s=0.0,
+        progress=Progress(step=3, saved_step=3), agree=lambda due=False: beats.append(due) or (False, due), aside_s=0.0,
         tracker=SimpleNamespace(
-            say=said.append, layer=lambda *at: layers.append(at), log=lambda figures, step: logged.append(figures)
+            layer=lambda *at: layers.append(at), log=lambda figures, step: logged.append(figures)
         ),
         config=SimpleNamespace(train=SimpleNamespace(num_steps=10)),
     )  # fmt: skip
     cut = calibrating.Calibrating(training, Journals())
     for gradients_s in (40.0, 0.0):
         if gradients_s:
-            with cut.on_gradients():
-                clock[0] += gradients_s
+            for index in range(5):  # two layers, there and back
+                cut.on_gradients(index, 4)
+                clock[0] += gradients_s / 4 * (index < 4)
+            assert len(beats) == 5
         for index in range(3):
             cut.on_layer(index, 2)
             clock[0] += 5.0 * (index < 2)
     assert logged == [{"calibration/seconds": 50.0}, {"calibration/seconds": 10.0}]
     assert training.aside_s == training.progress.calibration_seconds == 60.0
-    assert said == ["step 3: taking the loss's gradients, through all layers and back"]
-    assert layers[:3] == [(0, 2, 3, None), (1, 2, 3, 5.0), (2, 2, 3, 0.0)]
+    assert layers[:2] == [(calibrating.GRADIENTS, 0, 4, 3, None), (calibrating.GRADIENTS, 1, 4, 3, 30.0)]
+    assert layers[5:8] == [
+        (calibrating.CUT, 0, 2, 3, None),
+        (calibrating.CUT, 1, 2, 3, 5.0),
+        (calibrating.CUT, 2, 2, 3, 0.0),
+    ]
 
 
 def test_gates_outside_of_the_weights_are_part_of_what_a_cut_depends_on(tmp_path: Path) -> None:
