@@ -5,7 +5,8 @@ form.
     messages                 {"messages": [{"role": ..., "content": ...}, ...]}, or the same as `conversations`
     prompt and completion    {"prompt": ..., "completion": ...}, both strings or both lists of messages
 
-A column `tools` (a list of JSON schemas, or that list as a JSON string) goes to the chat template beside the messages.
+A column `tools` (JSON schemas) goes to the chat template beside the messages. Tools and the `tool_calls` of a message
+are a list of objects, one object, or either as JSON.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def document(row: Mapping[str, Any]) -> Document:
     """One row. Raises ValueError."""
     if "text" in row:
         return Text(row["text"])
-    tools = _tools(row.get("tools"))
+    tools = _functions(_without_nulls(row.get("tools")), "tools") or None
     if "messages" in row:
         return Conversation(_messages(row["messages"]), None, tools)
     prompt, completion = row["prompt"], row["completion"]
@@ -120,10 +121,9 @@ def _message(given: Any, as_it_is: str | None) -> Message:
         message = {"role": ROLES.get(role, role), **content, **message}
     if not isinstance(message.get("role"), str) or not message.keys() & SAID:
         raise ValueError(f"A message must have `role` and `content` (or `from` and `value`): {_short(given)}.")
-    if not message.get("tool_calls"):
-        message.pop("tool_calls", None)
-    else:
-        message["tool_calls"] = [_tool_call(call) for call in message["tool_calls"]]
+    calls = [_tool_call(call) for call in _functions(message.pop("tool_calls", None), "tool_calls")]
+    if calls:
+        message["tool_calls"] = calls
     return message | {"content": _content(message.get("content", ""))}
 
 
@@ -138,10 +138,12 @@ def _content(given: Any) -> str:
     raise ValueError(f"The content of a message must be text: {_short(given)}.")
 
 
-def _tool_call(given: Any) -> Any:
+def _tool_call(given: Mapping[str, Any]) -> Any:
     """Arguments as an object: templates would quote a JSON string once more."""
-    call = dict(given)
-    function = dict(call.get("function") or call)
+    call = _without_nulls(given, "arguments")
+    function = dict(call.get("function", call))
+    if not isinstance(function.get("name"), str):
+        raise ValueError(f"A call in `tool_calls` must have the `name` of its function: {_short(given)}.")
     if isinstance(function.get("arguments"), str):
         try:
             function["arguments"] = json.loads(function["arguments"])
@@ -152,13 +154,25 @@ def _tool_call(given: Any) -> Any:
     return call | {"function": function} if "function" in call else function
 
 
-def _tools(given: Any) -> list[Any] | None:
-    if not isinstance(given, str):
-        return _without_nulls(list(given)) if given else None
+def _functions(given: Any, column: str) -> list[Any]:
+    """The tools or the calls of a list, one that stands alone, or those that JSON holds, as a whole or one by one.
+    ValueError for anything else, or where `function` in one is no object."""
+    whole = _from_json(given)
+    found = [_from_json(one) for one in (whole if isinstance(whole, list) else [whole] if whole else [])]
+    if not all(isinstance(one, Mapping) and isinstance(one.get("function", one), Mapping) for one in found):
+        raise ValueError(
+            f"`{column}` must be a list of objects, or that list as valid JSON, and a `function` in them must be an "
+            f"object: {_short(given)}."
+        )
+    return found
+
+
+def _from_json(given: Any) -> Any:
+    """What a string holds as JSON; a string that holds none, and anything else, as it is."""
     try:
-        return (json.loads(given) if given else None) or None
-    except ValueError as error:
-        raise ValueError(f"The tools of a conversation are not valid JSON: {_short(given)}.") from error
+        return json.loads(given) if isinstance(given, str) and given else given
+    except (ValueError, RecursionError):
+        return given
 
 
 def _without_nulls(value: Any, as_it_is: str | None = None) -> Any:

@@ -135,7 +135,7 @@ def test_lines_between_paragraphs_are_no_texts_of_both_sides(tmp_path: Path) -> 
                 )
             },
             "chat",
-            "The tools of a conversation are not valid JSON: 'x='",
+            "`tools` must be a list of objects, or that list as valid JSON",
         ),
         (
             {

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from datasets import load_dataset
 from pat.tasks import formats
 from pat.tasks.formats import Conversation, Text
 
+OTHER_SHAPES = ["f", 5, ["f"], [5], '["f"]', "{", [{"function": "f"}], {"function": "f"}, '[{"function": null}]']
 U, A = {"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}
 
 
@@ -72,6 +74,25 @@ def test_other_spellings_of_messages_and_tools() -> None:
 
 
 @pytest.mark.parametrize(
+    "shape",
+    [list, lambda each: each[0], json.dumps, lambda each: json.dumps(each[0]), lambda each: [*map(json.dumps, each)]],
+    ids=["list", "one", "JSON", "JSON of one", "list of JSON"],
+)
+def test_tools_and_calls_come_in_several_shapes(shape: Callable[[list[Any]], Any]) -> None:
+    """Fails if the same data, written by another library, is refused or differs."""
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}]
+    calls = [{"type": "function", "function": {"name": "f", "arguments": {"x": 1, "to": None}}}]
+    said = {"role": "assistant", "content": "", "tool_calls": calls}
+    row = {"messages": [U, said | {"tool_calls": shape(calls)}], "tools": shape(tools)}
+    assert one(**row) == Conversation([U, said], None, tools)
+
+
+@pytest.mark.parametrize("nothing", [None, [], {}, "", "[]", "null"])
+def test_a_row_may_have_no_tools_and_no_calls(nothing: Any) -> None:
+    assert one(messages=[U, A | {"tool_calls": nothing}], tools=nothing) == Conversation([U, A])
+
+
+@pytest.mark.parametrize(
     "row, message",
     [
         ({"messages": []}, "a list of one message or more"),
@@ -86,6 +107,12 @@ def test_other_spellings_of_messages_and_tools() -> None:
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "x="}}]}]},
             "not valid JSON: .* write them as a JSON object",
         ),
+        *(({"messages": [U, A], "tools": given}, "`tools` must be a list of objects") for given in OTHER_SHAPES),
+        *(
+            ({"messages": [U, A | {"tool_calls": given}]}, "`tool_calls` must be a list of objects")
+            for given in OTHER_SHAPES
+        ),
+        ({"messages": [U, A | {"tool_calls": [{"function": {"arguments": {}}}]}]}, "`tool_calls` must have the `name`"),
     ],
 )
 def test_a_row_of_another_form_is_an_error(row: dict[str, Any], message: str) -> None:
