@@ -64,7 +64,7 @@ class Registry:
         files.make(self.root, "--dir")
         with self._alone(new=True) as backend:
             backend.aliases(name)  # a database or server that cannot be reached is noticed before much is copied
-        with self.store.staging() as staged:
+        with self.store.staging(folder) as staged:
             manifest = {each: copy_in(folder / each, staged / each) for each in names}
             files.sync_tree(staged)
             variant.check_whole(staged, manifest)

@@ -55,8 +55,9 @@ class Store:
         return self.root / "variants" / _hex(sha256)
 
     @contextlib.contextmanager
-    def staging(self) -> Iterator[Path]:
-        """A folder in which a variant is put together; gone afterwards unless `place` has moved it."""
+    def staging(self, given: Path) -> Iterator[Path]:
+        """A folder in which a variant is put together; gone afterwards unless `placed` has moved it, so a ValueError
+        inside names the folder that was given instead."""
         adding = self.root / "adding"
         with self.locked():
             adding.mkdir(exist_ok=True)
@@ -68,6 +69,9 @@ class Store:
         try:
             folder.mkdir()
             yield folder
+        except ValueError as error:
+            error.args = tuple(str(said).replace(str(folder), str(given)) for said in error.args)
+            raise
         finally:
             _clear(lock)
             file.close()

@@ -170,6 +170,10 @@ def named(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).write_bytes(b"cos\nsystem\n(S'true'\ntR.")
 
 
+def index(content: str) -> Callable[[Path], object]:
+    return lambda folder: (folder / "model.safetensors.index.json").write_text(content)
+
+
 def archive(kind: str) -> Callable[[Path], object]:
     """The folder itself as an archive that is called a text."""
 
@@ -211,8 +215,9 @@ def test_what_tokenizers_and_cards_are_made_of_is_kept(registry: Registry, tmp_p
         (lambda folder: os.mkfifo(folder / "pipe"), "plain file"),
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no safetensors"),
-        (lambda folder: os.truncate(folder / "model.safetensors", 70), "not a whole safetensors file"),
-        (lambda folder: (folder / "export.json").write_text('{"files"'), "not readable"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 70), "variant/model.safetensors is not a whole"),
+        (lambda folder: (folder / "export.json").write_text('{"files"'), "variant/export.json is not readable"),
+        (index("{}"), "variant/model.safetensors.index.json is not a readable index"),
         (lambda folder: (folder / "export.json").write_text('{"files": {"gone": {"sha256": "0"}}}'), "is missing"),
         (
             lambda folder: (folder / "export.json").write_text('{"files": {"model.safetensors": {"sha256": "0"}}}'),
@@ -224,8 +229,9 @@ def test_what_is_refused(damage: Callable[[Path], object], words: str, registry:
     (tmp_path / "outside.json").write_text("{}")
     folder = small(tmp_path / "variant")
     damage(folder)
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as refused:
         registry.add("demo", folder, {})
+    assert "adding" not in str(refused.value), "a copy that is gone when this is read"
     left = [path for path in (tmp_path / "registry").rglob("*") if path.name not in (".lock", "adding")]
     assert left == [], "nothing of it stays"
 
