@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pat.common.text import short
 from pat.registry.store import DamagedError, Manifest
 
 EXPORT, MASKS = "export.json", "masks.safetensors"
@@ -30,6 +31,12 @@ STARTS = (
     b"\x28\xb5\x2f\xfd", *(b"BZh%d1AY&SY" % level for level in range(1, 10)), b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07",
 )  # fmt: skip
 TAR = 257  # where a tar has b"ustar"
+# What is read of export.json, outer fields first, and their types; null, or nothing, stands for what is not known.
+FIELDS: dict[str, type | tuple[type, ...]] = {
+    "files": dict, "lineage": dict, "lineage.metrics": dict, "lineage.versions": dict, "lineage.envelope": dict,
+    "lineage.data": list, "config": dict, "config.data": dict, "export_versions": dict, "after": dict,
+    "sparsity": (int, float), "weights_sha256": str, "mask_sha256": str,
+}  # fmt: skip
 
 
 def listed(folder: Path) -> list[str]:
@@ -91,7 +98,7 @@ def check_whole(folder: Path, manifest: Manifest) -> None:
 
     check_weights(str(folder), "the variant")
     exported = read_export(folder)
-    for name, said in exported.get("files", {}).items():
+    for name, said in (exported.get("files") or {}).items():
         if name not in manifest:
             raise DamagedError(f"{name}, which {EXPORT} names, is missing: export the run again")
         if manifest[name]["sha256"] != said["sha256"]:
@@ -104,16 +111,38 @@ def check_whole(folder: Path, manifest: Manifest) -> None:
 
 
 def read_export(folder: Path) -> dict[str, Any]:
-    """export.json's content; empty where there is none. ValueError where it is not readable."""
+    """export.json's content; empty where there is none. ValueError where it is not readable, or of another form."""
     try:
         content = json.loads((folder / EXPORT).read_text())
     except FileNotFoundError:
         return {}
-    except ValueError:
+    except (ValueError, RecursionError):
         raise ValueError(f"{folder / EXPORT} is not readable: export the run again") from None
-    if not isinstance(content, dict) or not isinstance(content.get("lineage", {}), dict):
-        raise ValueError(f"{folder / EXPORT} is not what `pat export` writes: remove it, or export the run again")
+    wrong = _other_form(content)
+    if wrong:
+        raise ValueError(
+            f"{folder / EXPORT} is not what `pat export` writes, as {wrong}: remove it, or export the run again"
+        )
     return content
+
+
+def _other_form(content: Any) -> str:
+    """The first thing in an export.json that is of another type than `pat export` writes; empty where there is none."""
+    if not isinstance(content, dict):
+        return "it holds no mapping"
+    for field, kinds in FIELDS.items():
+        found: Any = content
+        for part in field.split("."):
+            found = (found or {}).get(part)
+        if found is not None and not isinstance(found, kinds):
+            return f"{field} is {short(repr(found))}"
+    for name, said in (content.get("files") or {}).items():
+        if not isinstance(said, dict) or not isinstance(said.get("sha256"), str):
+            return f"files has no sha256 of {short(name)}"
+    pairs = (content.get("lineage") or {}).get("data") or []
+    if not all(isinstance(pair, list) and len(pair) == 2 and isinstance(pair[1], int) for pair in pairs):
+        return f"lineage.data is {short(repr(pairs))}"
+    return ""
 
 
 def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
@@ -122,7 +151,7 @@ def lineage(folder: Path, manifest: Manifest) -> dict[str, Any]:
     from pat.models.weight_files import stored_sha256
 
     exported = read_export(folder)
-    run = exported.get("lineage", {})
+    run = exported.get("lineage") or {}
     led = {"envelope": run["envelope"]} if run.get("envelope") else {}  # what it allowed in training
     config = exported.get("config") or {}
     return {
@@ -158,7 +187,7 @@ def figures(folder: Path) -> dict[str, Any]:
     exported = read_export(folder)
     after = exported.get("after") or {}
     return {
-        "metrics": exported.get("lineage", {}).get("metrics"),
+        "metrics": (exported.get("lineage") or {}).get("metrics"),
         "parameters": after.get("parameters"),
         "nonzero_parameters": after.get("nonzero_parameters"),
         "bytes": sum(path.stat().st_size for path in weight_files(folder)),

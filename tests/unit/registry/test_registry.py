@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import io
 import json
 import os
@@ -29,7 +30,7 @@ from pat.evaluation.folders import weights_sha256 as stored_weights_sha256
 from pat.export.export import export_run
 from pat.models.tokenizers import byte_tokenizer
 from pat.models.weight_files import weights_sha256
-from pat.registry import gates, maskdiff, mlflow_backend, report, store
+from pat.registry import gates, maskdiff, mlflow_backend, report, store, variant
 from pat.registry.backend import BackendError
 from pat.registry.gates import RefusedError
 from pat.registry.registry import Registry
@@ -234,6 +235,40 @@ def test_what_is_refused(damage: Callable[[Path], object], words: str, registry:
     assert "adding" not in str(refused.value), "a copy that is gone when this is read"
     left = [path for path in (tmp_path / "registry").rglob("*") if path.name not in (".lock", "adding")]
     assert left == [], "nothing of it stays"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ([1], "it holds no mapping"),
+        ({"files": {"model.safetensors": {}}}, "files has no sha256 of model.safetensors"),
+        ({"files": {"model.safetensors": "0"}}, "files has no sha256 of model.safetensors"),
+        ({"lineage": {"data": [["train", "many"]]}}, "lineage.data is [['train', 'many']]"),
+        *(
+            (functools.reduce(lambda inner, part: {part: inner}, reversed(field.split(".")), wrong), f"{field} is ")
+            for field in variant.FIELDS
+            for wrong in (True, [1])
+            if not isinstance(wrong, variant.FIELDS[field])
+        ),
+    ],
+)
+def test_an_export_json_of_another_form_is_refused(content: Any, said: str, registry: Registry, tmp_path: Path) -> None:
+    """Fails if a field that someone else wrote ends the command with a traceback."""
+    folder = small(tmp_path / "variant")
+    (folder / "export.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(f"export.json is not what `pat export` writes, as {said}")):
+        registry.add("demo", folder, {})
+
+
+def test_fields_of_an_export_json_may_be_null(registry: Registry, tmp_path: Path) -> None:
+    folder = small(tmp_path / "variant")
+    for content in (
+        dict.fromkeys(variant.FIELDS),
+        {"lineage": {"metrics": None, "data": None}, "config": {"data": None}},
+    ):
+        (folder / "export.json").write_text(json.dumps(content))
+        version, _ = registry.add("demo", folder, {})
+        Console(file=io.StringIO()).print(report.version_table(version), report.versions_table("demo", [version]))
 
 
 def test_a_hub_models_cache_is_a_folder_of_links_into_its_blobs(registry: Registry, tmp_path: Path) -> None:
