@@ -95,6 +95,12 @@ def header_is_first(example: str = "") -> str:
     )
 
 
+def two_of_a_name(header: Sequence[str]) -> str:
+    """What to say, behind its path, of a table with two columns of one name; empty where each has its own."""
+    twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
+    return "" if twice is None else f" has two columns '{short(twice)}': rename one.{header_is_first()}"
+
+
 def plain(text: str, most: int | None = None) -> str:
     """Without control characters, which could drive a terminal; perhaps cut."""
     kept = "".join(c if c in "\n\t" or unicodedata.category(c)[0] != "C" else "\ufffd" for c in text)

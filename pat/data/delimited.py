@@ -23,7 +23,7 @@ import pyarrow as pa
 from datasets import Dataset
 from fsspec.utils import infer_compression
 
-from pat.common.text import header_is_first, short
+from pat.common.text import header_is_first, short, two_of_a_name
 from pat.schema import DataConfig
 
 COMMA = DataConfig.model_fields["delimiter"].default
@@ -159,9 +159,8 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
         _, header = next(_raw(path, cfg), (None, []))
         if header and header[0].lstrip().startswith(('{"', "[{")):
             raise ValueError(f"{path} holds JSON, not a header with columns: set data.source=json.")
-        twice = next((name for i, name in enumerate(header) if name and name in header[:i]), None)
-        if twice is not None:
-            raise ValueError(f"{path} has two columns '{short(twice)}': rename one.{header_is_first()}")
+        if twice := two_of_a_name(header):
+            raise ValueError(f"{path}{twice}")
         if headers and header != headers[0]:
             raise ValueError(
                 f"{path} has the columns {_shown(header)}, but {paths[0]} has {_shown(headers[0])}: "

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pat.common.text import did_you_mean, header_is_first, short
+from pat.common.text import did_you_mean, header_is_first, short, two_of_a_name
 from pat.prompts.mix import Head, Prompt, content_id
 from pat.prompts.reader import json_lines, parsed
 
@@ -143,7 +143,9 @@ def _rows(
 
 
 def _check_header(path: Path, header: Sequence[str], columns: Columns, separator: str) -> None:
-    """ValueError where a table lacks a column."""
+    """ValueError where a table lacks a column, or has two of one name."""
+    if twice := two_of_a_name(header):
+        raise ValueError(f"{path}{twice}")
     for column in columns.names():
         if column not in header:
             example = ("<tab>" if separator == "\t" else separator).join(columns.names())

@@ -123,6 +123,9 @@ def test_tables_are_logs_too(ending: str, separator: str, tmp_path: Path, capsys
     said = capsys.readouterr().err
     assert "has no column text; there are What is the" in said and "The first line is read as the header" in said
     assert "the state" not in said
+    path.write_text("".join(separator.join(row) + "\n" for row in (("text", "kind", "text"), ("a", "law", "b"))))
+    assert run("from-logs", path, *options) == 2
+    assert f"{path} has two columns 'text': rename one." in capsys.readouterr().err and not out.exists()
     path.write_bytes(b"text\n\xff\n")
     assert run("from-logs", path, *options) == 2
     assert "is not UTF-8" in capsys.readouterr().err
