@@ -87,6 +87,13 @@ def few(values: Sequence[Any], written: Callable[[Any], str] = quoted, most: int
     return shown if len(values) <= most else f"{shown}, ... ({len(values)})"
 
 
+def column_names(names: Sequence[str]) -> str:
+    """The names of columns; in quotation marks, and why, where white space around one would not be seen."""
+    if all(name == name.strip() for name in names):
+        return ", ".join(map(short, names))
+    return f"{', '.join(map(quoted, names))} (white space is a part of these names: take it out)"
+
+
 def header_is_first(example: str = "") -> str:
     """What to do where a table has no header, so that its first row was taken for one."""
     return (

@@ -9,7 +9,7 @@ import datasets
 import pyarrow.compute as pc
 from datasets import ClassLabel, Dataset, Value
 
-from pat.common.text import short
+from pat.common.text import column_names
 from pat.data import delimited
 from pat.data.rows import SLICE
 from pat.data.sources import files, without_rows
@@ -65,7 +65,7 @@ def _not_there(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, split
         what_to_do = delimited.without(wanted, rows.column_names, files(cfg, split)[0], cfg)
     return ValueError(
         f"data.{name}_column='{columns[name]}' is not in data.{split}: the columns are "
-        f"{', '.join(map(short, rows.column_names))}.{what_to_do}"
+        f"{column_names(rows.column_names)}.{what_to_do}"
     )
 
 

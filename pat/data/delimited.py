@@ -23,7 +23,7 @@ import pyarrow as pa
 from datasets import Dataset
 from fsspec.utils import infer_compression
 
-from pat.common.text import header_is_first, short, two_of_a_name
+from pat.common.text import column_names, header_is_first, two_of_a_name
 from pat.schema import DataConfig
 
 COMMA = DataConfig.model_fields["delimiter"].default
@@ -163,7 +163,7 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
             raise ValueError(f"{path}{twice}")
         if headers and header != headers[0]:
             raise ValueError(
-                f"{path} has the columns {_shown(header)}, but {paths[0]} has {_shown(headers[0])}: "
+                f"{path} has the columns {column_names(header)}, but {paths[0]} has {column_names(headers[0])}: "
                 f"files that are read together must have the same header.{header_is_first()}"
             )
         headers.append(header)
@@ -172,10 +172,6 @@ def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:
     if taken is not None:
         raise ValueError(f"{paths[0]} has a column without a name and one that is called '{names[taken]}': name both.")
     return names
-
-
-def _shown(header: Sequence[str]) -> str:
-    return ", ".join(map(short, header))
 
 
 def without(names: Sequence[str], header: Sequence[str], path: str, cfg: DataConfig) -> str:

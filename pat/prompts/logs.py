@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pat.common.text import did_you_mean, header_is_first, short, two_of_a_name
+from pat.common.text import column_names, did_you_mean, header_is_first, two_of_a_name
 from pat.prompts.mix import Head, Prompt, content_id
 from pat.prompts.reader import json_lines, parsed
 
@@ -148,10 +148,11 @@ def _check_header(path: Path, header: Sequence[str], columns: Columns, separator
         raise ValueError(f"{path}{twice}")
     for column in columns.names():
         if column not in header:
+            others = [name for name in header if name.strip() != column]  # of spaces, column_names says what to do
             example = ("<tab>" if separator == "\t" else separator).join(columns.names())
             raise ValueError(
-                f"{path} has no column {column}; there are {', '.join(map(short, header))}"
-                f"{did_you_mean(column, header)}.{header_is_first(example)}"
+                f"{path} has no column {column}; there are {column_names(header)}"
+                f"{did_you_mean(column, others)}.{header_is_first(example)}"
             )
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from pat.common.text import column_names
 from pat.schema import DataConfig
 
 Message = dict[str, Any]  # role, content, perhaps tool_calls, reasoning_content, ...
@@ -61,8 +62,8 @@ def columns_in(present: Sequence[str], text_column: str) -> dict[str, str]:
     if text_column in present:
         return {"text": text_column}
     raise ValueError(
-        f"The rows have the columns {', '.join(present)}, but must have `messages` (or `conversations`), `prompt` and "
-        f"`completion`, or '{text_column}' (data.text_column): rename them."
+        f"The rows have the columns {column_names(present)}, but must have `messages` (or `conversations`), `prompt` "
+        f"and `completion`, or '{text_column}' (data.text_column): rename them."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import random
+import re
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,9 @@ import pytest
 
 from pat.data import prepare, sources
 from pat.models import tokenizers
+from pat.prompts import logs
 from pat.schema import DataConfig
-from pat.tasks import base
+from pat.tasks import base, formats
 
 TOKENIZER = tokenizers.byte_tokenizer()
 CLASSES = base.build({"name": "classification"})
@@ -192,6 +194,18 @@ def test_a_file_without_a_header_is_told_to_have_one(tmp_path: Path, mark: str, 
     assert "the columns are ham, Go until jurong point" in message and "bugis" not in message
     example = "text,label" if mark == "," else "text<tab>label"
     assert message.endswith(f"put a line with the names of the columns first, such as {example}.")
+
+
+def test_white_space_in_a_header_can_be_seen(tmp_path: Path) -> None:
+    """Fails if a sentence says that `label` is missing, and lists ` label` so that it looks the same."""
+    seen = "'text', ' label' (white space is a part of these names: take it out)"
+    assert f"the columns are {seen}. The first line is" in refused(tmp_path, "text, label\na,1\nb,0\n")
+    path = tmp_path / "logs.csv"
+    path.write_text("text, label\na,1\n")
+    with pytest.raises(ValueError, match=re.escape(f"there are {seen}. The first line")):
+        logs.sample(path, logs.Columns("text", label="label"), 1)
+    with pytest.raises(ValueError, match=re.escape("the columns 'prompt', ' completion' (white space")):
+        formats.columns_in(["prompt", " completion"], "text")
 
 
 def test_an_empty_completion_is_missing_as_in_json(tmp_path: Path) -> None:
