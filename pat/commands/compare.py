@@ -156,8 +156,10 @@ def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
     found = result.compare(asked, str(paths[0]), str(paths[1]), options.confidence, options.seed)
     said = decision.of_comparison(found.plain())
     weights = {key: _models.weights(path, options) for key, path in zip("ab", paths, strict=True)}
-    _models.write_json(options, found.plain() | {"weights_sha256": weights})
-    _models.show([*report.blocks(found, options.worst), f"{said.word}: {plain(said.sentence)}"])
+    try:
+        _models.write_json(options, found.plain() | {"weights_sha256": weights})
+    finally:
+        _models.show([*report.blocks(found, options.worst), f"{said.word}: {plain(said.sentence)}"])
     return ExitCode.DONE
 
 
@@ -186,6 +188,8 @@ def _logs(options: argparse.Namespace) -> int:
     a, b = options.from_logs
     found = on_logs.compare(a, b, columns, _effects(options.effect), options.confidence)
     said = decision.of_logs(found.plain())
-    _models.write_json(options, found.plain())
-    _models.show([*report.log_blocks(found, options.worst), f"{plain(said.word)}: {plain(said.sentence)}"])
+    try:
+        _models.write_json(options, found.plain())
+    finally:
+        _models.show([*report.log_blocks(found, options.worst), f"{plain(said.word)}: {plain(said.sentence)}"])
     return ExitCode.DONE

@@ -137,8 +137,10 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
         with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             found.append(on_mix.evaluate(mix, one, device, options.batch_size, options.confidence, options.seed))
     models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(found, paths, strict=True)]
-    _models.write_json(options, files.finite({"confidence": options.confidence, "models": models}))
-    _models.show(report.mix_blocks(found, options.confidence, options.worst))
+    try:
+        _models.write_json(options, files.finite({"confidence": options.confidence, "models": models}))
+    finally:
+        _models.show(report.mix_blocks(found, options.confidence, options.worst))
     return ExitCode.DONE
 
 
@@ -170,8 +172,10 @@ def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
         blocks += [str(path), harness.table(results)]
         said = {"folder": str(path), "output": str(output or "") or None, "results": results["results"]}
         found.append(said | _weights(path, options))
-    _models.write_json(options, files.finite({"tasks": names, "models": found}))
-    _models.show(blocks)
+    try:
+        _models.write_json(options, files.finite({"tasks": names, "models": found}))
+    finally:
+        _models.show(blocks)
     return ExitCode.DONE
 
 
@@ -196,8 +200,18 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
     same = difference is None and not tokens
     models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(evaluations, paths, strict=True)]
     said = {"recipe": configs[0].run.recipe, "same_data": same, "confidence": options.confidence}
-    _models.write_json(options, files.finite({**said, "models": models}))
-    _models.show([_table(evaluations, comparable=same)])
+    named = [(item.folder, item.figures) for item in evaluations]
+    try:
+        _models.write_json(options, files.finite({**said, "models": models}))
+    finally:
+        _models.show([_table(evaluations, comparable=same)])
+        _warn(difference, tokens)
+        _models.show(report.per_slice(named, options.confidence, whole=False))
+    return ExitCode.DONE
+
+
+def _warn(difference: str | None, tokens: bool) -> None:
+    """Of figures that do not compare: of other data, or by other tokens."""
     if difference:
         print(
             f"pat: each is measured on its own data, so the figures do not compare: {difference}. Give these keys to "
@@ -210,9 +224,6 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
             "compared. Give --mix, whose checks compare texts",
             file=sys.stderr,
         )
-    named = [(item.folder, item.figures) for item in evaluations]
-    _models.show(report.per_slice(named, options.confidence, whole=False))
-    return ExitCode.DONE
 
 
 def _weights(path: Path, options: argparse.Namespace) -> dict[str, str]:

@@ -181,10 +181,12 @@ def _judge(variant: Path, config: Any, mix: Any, profile: Any, envelope: Any, op
     )
     failed = [write.sentence(check) for check in checks if not check.passed]
     ending = "inside its envelope" if verdict.passed else "outside its envelope:\n  " + "\n  ".join(failed)
-    _models.write_json(options, verdict.plain())
-    if options.junit:
-        files.write_atomic(options.junit, write.junit(verdict))
-    if options.markdown:
-        files.write_summary(options.markdown, write.markdown(verdict))
-    _models.show([write.table(verdict), f"{variant} is {ending}"])
+    try:
+        _models.write_json(options, verdict.plain())
+        if options.junit:
+            files.write_atomic(options.junit, write.junit(verdict))
+        if options.markdown:
+            files.write_summary(options.markdown, write.markdown(verdict))
+    finally:
+        _models.show([write.table(verdict), f"{variant} is {ending}"])
     return ExitCode.DONE if verdict.passed else ExitCode.OUTSIDE_ENVELOPE

@@ -261,13 +261,15 @@ def _say(found: Monitored, before: list[dict[str, Any]], options: argparse.Names
     from pat.monitor import history, page, prometheus, words
     from pat.report.render import html
 
-    if options.json:
-        files.write_json(options.json, found.plain())
-    if options.prometheus:
-        files.write_atomic(options.prometheus, prometheus.text(found))
-    if options.html:
-        runs = history.added(before, found, options.keep)
-        history.write(history.place(options.html), runs)
-        files.write_atomic(options.html, html(page.page(found, runs, options.worst)))
-    _models.show(words.blocks(found, options.worst))
+    try:
+        if options.json:
+            files.write_json(options.json, found.plain())
+        if options.prometheus:
+            files.write_atomic(options.prometheus, prometheus.text(found))
+        if options.html:
+            runs = history.added(before, found, options.keep)
+            history.write(history.place(options.html), runs)
+            files.write_atomic(options.html, html(page.page(found, runs, options.worst)))
+    finally:
+        _models.show(words.blocks(found, options.worst))
     return ExitCode.ALERT if found.alerts else ExitCode.DONE

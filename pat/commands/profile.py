@@ -122,14 +122,16 @@ def _profile(options: argparse.Namespace) -> int:
     mix = reader.read(reader.find(options.mix), checked=False) if options.mix else None
     logging.disable_progress_bar()
     result = run(paths, mix, asked, table=options.table is not None)
-    if options.table:
-        files.write_json(options.table, result.table)
-    _models.write_json(options, _plain(result, options, versions()))
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:  # a log has no width to fit
         console.width = max(console.width, WIDTH)
-    for block in report.blocks(result.profiles, result.device, options.dtype, result.requests, options.confidence):
-        console.print(block)
+    try:
+        if options.table:
+            files.write_json(options.table, result.table)
+        _models.write_json(options, _plain(result, options, versions()))
+    finally:
+        for block in report.blocks(result.profiles, result.device, options.dtype, result.requests, options.confidence):
+            console.print(block)
     if options.table:
         keys = f"pruners.NAME.budget.name=latency pruners.NAME.budget.table={options.table}"
         console.print(f"latency table of {paths[0]}: {options.table}; pat train ... {keys}")

@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pat.common.text import short
+
 
 def make(path: Path, key: str) -> list[Path]:
     """Make a folder and those above it that are missing; returns the new ones, outermost first. ValueError says what
@@ -69,14 +71,25 @@ def put_back(*paths: Path) -> Iterator[None]:
 
 def check_writable(file: Path, key: str) -> None:
     """ValueError where the file could not be written: called before the work whose result it will hold."""
-    if file.is_dir():
+    if os.path.isdir(file):
         raise ValueError(f"{key} {file} is a folder: give the name of a file")
-    if not file.parent.is_dir():
-        raise ValueError(f"{key} {file}: there is no folder {file.parent}; make it, or give another")
-    real = Path(os.path.realpath(file))
-    needed = [file] if _is_stream(file) else [path for path in (real, real.parent) if path.exists()]
+    stream = _is_stream(file)
+    real = file if stream else Path(os.path.realpath(file))
+    for folder in (file.parent, real.parent):  # they differ where it is a link
+        if not folder.is_dir():
+            raise ValueError(f"{key} {file}: there is no folder {folder}; make it, or give another")
+    if not stream:
+        _check_length(real, key)
+    needed = [file] if stream else [path for path in (real, real.parent) if path.exists()]
     if not all(os.access(path, os.W_OK) for path in needed):  # a new file takes the place of the old
         raise ValueError(f"{key} {file} cannot be written: no permission; give another")
+
+
+def _check_length(file: Path, key: str) -> None:
+    """ValueError where the name is too long, or that of the temporary file is."""
+    more = len(os.fsencode(_temporary(file).name)) - os.pathconf(file.parent, "PC_NAME_MAX")
+    if more > 0:
+        raise ValueError(f"{key}: the name {short(file.name)} is too long: make it {more} bytes shorter")
 
 
 def write_atomic(path: str | Path, content: bytes | str) -> None:
@@ -110,7 +123,7 @@ def write_summary(path: Path, content: str) -> None:
 def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
     """The same for a file that `write` writes, given its name."""
     path = Path(os.path.realpath(path))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _temporary(path)
     try:
         write(temporary)
         with open(temporary, "rb") as file:
@@ -120,6 +133,11 @@ def replace_atomic(path: str | Path, write: Callable[[Path], object]) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(path.parent)
+
+
+def _temporary(file: Path) -> Path:
+    """Where this process writes what takes the place of a file."""
+    return file.with_name(f".{file.name}.{os.getpid()}.tmp")
 
 
 def renew(folder: Path, write: Callable[[Path], object]) -> None:
@@ -149,7 +167,9 @@ def _descriptor(path: str) -> int | None:
 
 def _is_stream(path: Path) -> bool:
     """Whether it is a device, a pipe or an open file of this process (/dev/stdout), whose place no file may take."""
-    return (path.exists() and not path.is_file()) or str(path).startswith(("/dev/std", "/dev/fd/", "/proc/"))
+    return (os.path.exists(path) and not os.path.isfile(path)) or str(path).startswith(
+        ("/dev/std", "/dev/fd/", "/proc/")
+    )
 
 
 def sync_directory(path: str | Path) -> None:

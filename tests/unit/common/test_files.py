@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,24 @@ def test_a_link_stays_and_its_file_is_replaced(tmp_path: Path) -> None:
         check_writable(tmp_path / "link.json", "--json")
         write_atomic(tmp_path / "link.json", content)
         assert (tmp_path / "link.json").is_symlink() and (tmp_path / "file.json").read_text() == content
+
+
+def test_what_cannot_be_written_is_refused_before_the_work(tmp_path: Path) -> None:
+    """Fails if figures of hours are lost, as their file cannot be made."""
+    (tmp_path / "link.json").symlink_to(tmp_path / "gone" / "file.json")
+    with pytest.raises(ValueError, match=f"there is no folder {tmp_path / 'gone'}; make it"):
+        check_writable(tmp_path / "link.json", "--json")
+    most = 255 - len(f"..{os.getpid()}.tmp")
+    longest = tmp_path / ("n" * most)
+    check_writable(longest, "--json")
+    write_atomic(longest, "1")
+    for more in (1, 250 - most, 300):
+        path = tmp_path / ("n" * (most + more))
+        with pytest.raises(ValueError, match=f"^--json: the name n+... is too long: make it {more} bytes shorter$"):
+            check_writable(path, "--json")
+        with pytest.raises(OSError, match="too long"):
+            write_atomic(path, "1")
+    assert sorted(path.name[0] for path in tmp_path.iterdir()) == ["l", "n"]
 
 
 def test_a_pipe_is_written_as_it_is(tmp_path: Path) -> None:
@@ -85,6 +104,30 @@ def test_every_file_of_a_folder_is_synced(tmp_path: Path, monkeypatch: pytest.Mo
         (tmp_path / name).write_text("1")
     files.sync_tree(tmp_path)
     assert synced == {str(tmp_path), *(str(tmp_path / name) for name in ("a", "x", "a/y"))}
+
+
+def test_figures_that_took_long_are_shown_though_a_file_cannot_be_written() -> None:
+    """Fails if a full disk takes the figures of hours along: they are shown in the `finally` of what writes them."""
+    late, seen = list[str](), 0
+    for name in ("compare", "evaluate", "gate", "monitor", "profile"):
+        tree = ast.parse(Path(pat.__path__[0], "commands", f"{name}.py").read_text())
+        tries = [each for each in ast.walk(tree) if isinstance(each, ast.Try)]
+        safe = {
+            id(call) for each in tries if _calls(each.finalbody, TOLD) for call in _calls(each.body, WRITTEN)
+        }  # fmt: skip
+        written = _calls([tree], WRITTEN)
+        seen += len(written)
+        late += [f"{name}.py, line {call.lineno}" for call in written if id(call) not in safe]
+    assert seen >= 12 and not late, (seen, late)
+
+
+def _calls(parts: Sequence[ast.AST], names: set[str]) -> list[ast.Call]:
+    return [
+        each
+        for part in parts
+        for each in ast.walk(part)
+        if isinstance(each, ast.Call) and ast.unparse(each.func) in names
+    ]
 
 
 def test_commands_write_their_files_before_they_print() -> None:

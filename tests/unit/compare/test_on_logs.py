@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 
 from pat import cli
+from pat.common import files
 from pat.report import build, reading
 from pat.report.markdown import markdown
 from pat.statistics.sequential import look
@@ -53,6 +56,20 @@ def test_pairs_and_slices(both: tuple[Path, Path], tmp_path: Path, capsys: Any) 
     b = [value for value in b if value is not None]
     expected = look(np.array(a, dtype=float), np.array(b, dtype=float), 0.05)
     assert (unpaired["p"], unpaired["low"], unpaired["b_n"]) == (expected.p, expected.low, 399)
+
+
+def test_figures_are_shown_though_the_disk_is_full(
+    both: tuple[Path, Path], tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    """Fails if what was compared is lost with a file."""
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(files, "write_json", full)
+    assert run(*both, "--outcome", "ok", "--slices", "domain", "--json", tmp_path / "f.json") == 1
+    said = capsys.readouterr()
+    assert "domain=law" in said.out and said.err == "pat: No space left on device: while files were written\n"
 
 
 def test_several_outcomes_are_one_family(tmp_path: Path, capsys: Any) -> None:
