@@ -186,4 +186,9 @@ def _is_local(path: str) -> bool:
 
 def _table(head: tuple[str, ...], rows: list[Any]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(map(_cell, line)) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    """In one line, without what would end the cell."""
+    return " ".join(text.split()).replace("|", "\\|")

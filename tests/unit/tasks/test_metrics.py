@@ -145,6 +145,8 @@ def test_the_model_card_shows_each_class_and_what_is_confused() -> None:
     shown = card._classes(confusion.table(counts, ["neg", "a|b"]))
     assert "| neg | 1 | 0.75 | 0.8571 | 4 |" in shown and "| a\\|b | 0.8571 | 1 | 0.9231 | 6 |" in shown
     assert "| neg | 3 | 1 |" in shown and "| a\\|b | 0 | 6 |" in shown
+    broken = card._classes(confusion.table(counts, ["neg", "a\r\nb\u2028c\n"]))
+    assert "| a b c | 0.8571 | 1 | 0.9231 | 6 |" in broken and "|  | neg | a b c |" in broken, "a line is a row"
     assert card._classes(None) == ""
     many = confusion.table(torch.ones(20, 20, dtype=torch.float64), [str(i) for i in range(20)])
     assert "Rows are labels" not in card._classes(many)
