@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import math
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -11,11 +12,13 @@ from torch import Tensor, nn
 from pat.common.comm import Comm
 from pat.common.parameters import logical_numel
 from pat.models import adapters
+from pat.pruning.scopes.all_matrices import Global
 from pat.pruning.timetable import percent
 from pat.pruning.weights.matrices import Matrices
+from pat.pruning.weights.pruner import WeightPruner
 from pat.schema import Config
 
-LEAST = 0.1  # share of zeros from which a model counts as pruned
+LEAST = 0.1  # share of zeros from which a model counts as pruned, and of those that would go from which it is said
 KEEPS = (
     "pruners.weights.criterion.name=magnitude", "pruners.weights.scope=global",
     "pruners.weights.schedule.name=one_shot", "pruners.weights.schedule.start=0",
@@ -34,10 +37,8 @@ def lost_zeros(
         return None
     found = [name for name in sorted(Matrices.of(model).linear) if name not in kept and ".lora_" not in name]
     changed = [name for name in found if model.get_parameter(name).requires_grad or adapters.BASE in name]
-    params = [model.get_parameter(name) for name in changed]
-    counts = sum(int(torch.count_nonzero(_share(param, comm) == 0)) for param in params)
-    zero = int(comm.sum(torch.tensor(counts, device=comm.device)))
-    every = sum(map(logical_numel, params))
+    zero = sum(_zeros(model, changed, comm))
+    every = sum(logical_numel(model.get_parameter(name)) for name in changed)
     if not every or zero / every < LEAST:
         return None
     share = percent(zero / every)
@@ -48,6 +49,31 @@ def lost_zeros(
         f"{said} nothing in this run keeps them so: training fills them. A pruner of recipe=encoder or recipe=decoder "
         f"keeps them: {' '.join(KEEPS)} pruners.weights.budget.sparsity={zero / every!r}"
     )
+
+
+@torch.no_grad()
+def filled_again(model: nn.Module, pruner: WeightPruner, comm: Comm) -> str | None:
+    """A warning where more of a pruner's weights are 0 than its target removes, so that it keeps some of the zeros and
+    may fill them; None where it does not. Collective."""
+    sizes, zeros = [*map(math.prod, pruner.shapes.values())], _zeros(model, list(pruner.shapes), comm)
+    target, total = pruner.budget.sparsity, sum(sizes)
+    if isinstance(pruner.scope, Global):
+        open_ = sum(zeros) - target * total
+    else:
+        open_ = sum(max(0.0, zero - target * size) for zero, size in zip(zeros, sizes, strict=True))
+    if open_ < LEAST * total:
+        return None
+    return (
+        f"warning: {percent(sum(zeros) / total)} of the weights of pruners.{pruner.name} are 0 already, and its target "
+        f"is {percent(target)}: {percent(open_ / total)} of them count as weights that stay, and may be filled. A "
+        "target above what is 0 keeps all of it"
+    )
+
+
+def _zeros(model: nn.Module, names: Sequence[str], comm: Comm) -> list[int]:
+    """How many weights of each parameter are 0. Collective."""
+    found = [torch.count_nonzero(_share(model.get_parameter(name), comm) == 0) for name in names]
+    return comm.sum(torch.tensor(found, dtype=torch.int64, device=comm.device)).tolist()
 
 
 def _share(param: Any, comm: Comm) -> Tensor:

@@ -36,7 +36,7 @@ from pat.training.calibrating import Calibrating
 from pat.training.divergence import LossBound
 from pat.training.due import Due
 from pat.training.guarded import Guard
-from pat.training.lost_zeros import lost_zeros
+from pat.training.lost_zeros import filled_again, lost_zeros
 from pat.training.objective import Objective
 from pat.training.prepared import prepared_data
 from pat.training.progress import Progress
@@ -134,8 +134,10 @@ def build(run_dir: Path) -> Training:
         warn=warn,
         journals=journals,
     )
-    if said := lost_zeros(model, config, pruner.owner, world):
-        warn("zeros not kept", said)
+    zeros = [lost_zeros(model, config, pruner.owner, world)]
+    for said in [*zeros, *(filled_again(model, one, world) for one in pruner.weight_pruners)]:
+        if said:
+            warn("zeros not kept", said)
     if config.envelope:
         training.guard = Guard(config, progress, pruner, task)
         pruner.follow(progress.clock)

@@ -789,7 +789,8 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ("gradients / gradients.mean() + FLOOR", "gradients / gradients.mean()", "outputs may count nothing"),
         (".sqrt().float()", ".float()", "outputs count by the square"),
         ("torch.minimum(torch.maximum(below, low), most)", "below", "matrices are out of reach of the target"),
-        ("base = taken[last - 1] if last else low", "base = taken[last]", "a whole bin too many"),
+        ("base = taken[last - 1] if last else gone", "base = taken[last] if last else gone", "a whole bin too many"),
+        ("else gone if int(gone.sum()) <= wanted else low", "else low", "a floor takes zeros back"),
         ("(1.0 - sparsity) / 2, ", "", "matrices are emptied"),
         (".floor_divide_(unit)", "", "weights are counted as blocks"),
     ],
@@ -825,7 +826,7 @@ PRUNING: dict[str, list[tuple[str, str, str]]] = {
         ),
         ("[walk.real[batch]]", "", "padding counts in what a layer is fitted to"),
         ("lr * left", "lr", "the rate of a reconstruction does not fall"),
-        ("if _distance(layer, room) < before:", "if True:", "a fit that made a layer worse is kept"),
+        ("if _distance(layer, room)[0] < before:", "if True:", "a fit that made a layer worse is kept"),
         ("_part(of_parameter, name).float()", "_part(of_parameter.flip(0), name).float()", "another expert's gradient"),
         ("_part(gathered, name), owners", "_part(gathered.flip(0), name), owners", "another expert's weights"),
         (

@@ -26,6 +26,7 @@ BETAS = (0.9, 0.95)  # of Adam: few steps, so a short memory
 EPSILON = 1e-8
 TRIES = 3  # rates at which a layer is fitted, each a quarter of the one before, until it ends nearer
 LEAST_SCALE = 2.0**-24  # of a loss whose gradients fp16 does not hold
+SAME = 1e-10  # of the squares of what it gave before: a layer that differs by less is not fitted
 LOOKS = 4  # micro-batches of a rank on which that is seen
 FP32 = 4  # bytes of a number
 ADAM = 13  # bytes of a weight while it is fitted: fp32 value and two moments, flag
@@ -40,8 +41,8 @@ def reconstruct(
     stays: Mapping[str, Tensor] | None = None,  # by name, what is 0 where a weight is gone; shapes broadcast
 ) -> Iterator[tuple[str, Tensor]]:
     """What is fitted, whole, fp32, as stored, one at a time. What is 0 in a matrix stays 0, and so does what is 0 in
-    `stays`, where rounding may have left a little. A layer that ends no nearer at any of TRIES rates stays as it is,
-    and a warning says so. Collective.
+    `stays`, where rounding may have left a little. Nothing, where the cut has changed nothing. A layer that ends no
+    nearer at any of TRIES rates stays as it is, and a warning says so. Collective.
 
     min over W of sum_n ||f_W(x_n) - y_n||^2 / (T H), f the layer, x_n its input in the model that is pruned below and
     y_n its output in the model as it was, by Adam with a rate that falls linearly from lr to 0. A step takes a
@@ -56,13 +57,15 @@ def reconstruct(
         return no_room_to_fit(layer.name, fit_bytes(sizes, comm.world_size, walk.dtype.itemsize))
 
     room = Room(comm, sentence)
-    before = _distance(layer, room)
+    before, size = _distance(layer, room)
     if not math.isfinite(before):
         raise NotCalibrated(f"{layer.name} cannot be reconstructed: its outputs are not finite")
+    if before <= SAME * size:
+        return
     rates = [lr / 4**tried for tried in range(TRIES)]
     for rate in rates:
         fits = _fit(layer, names, passes, rate, seed, room, stays or {})
-        if _distance(layer, room) < before:
+        if _distance(layer, room)[0] < before:
             for name, fit in fits.items():
                 yield name, fit.told(torch.float32)
             return
@@ -137,16 +140,21 @@ def _part(whole: Tensor, name: str) -> Tensor:
 
 
 @torch.no_grad()
-def _distance(layer: Layer, room: Room) -> float:
-    """How far the layer is from what it gave before, on a few micro-batches: a sum of squares. Collective."""
+def _distance(layer: Layer, room: Room) -> tuple[float, float]:
+    """How far the layer is from what it gave before, on a few micro-batches, and how large that is: sums of squares.
+    Collective."""
 
     def here() -> Tensor:
         targets = layer.behind()
         looks = range(0, len(targets), max(1, len(targets) // LOOKS))
-        missing = [_difference(layer, batch, targets[batch]).square().sum(dtype=torch.float64) for batch in looks]
-        return torch.stack(missing).sum()
+        return torch.stack([sums(batch, targets[batch]) for batch in looks]).sum(0)
 
-    return float(layer.walk.comm.sum(room.given(here)))
+    def sums(batch: int, target: Tensor) -> Tensor:
+        both = _difference(layer, batch, target), target.float()
+        return torch.stack([each.square().sum(dtype=torch.float64) for each in both])
+
+    missing, size = floats(layer.walk.comm.sum(room.given(here)))
+    return missing, size
 
 
 def fit_bytes(

@@ -102,7 +102,7 @@ class Criterion(ABC):
 class Calibrated(CalibrationSettings, Criterion):
     """A criterion that looks at what goes into a matrix, and may change the weights that stay; one matrix at a time.
 
-    A cut sees the weights that are in force, so what an earlier cut removed is 0 and stays so."""
+    A cut sees the weights that are in force, so what an earlier cut of the run removed is 0 and stays so."""
 
     gradient_samples: int = field(default=0, kw_only=True)  # whole forwards; how much the loss feels each output
     gradient_labels: int = field(default=0, kw_only=True)  # more of the samples, until so many labels are in them

@@ -131,7 +131,8 @@ def allotted(
     most = torch.tensor([math.ceil((sparsity + reach) * size) for size in sizes], dtype=torch.int32)
     taken = torch.minimum(torch.maximum(below, low), most)  # (BINS, matrices), of a theta at the end of each bin
     last = int(torch.searchsorted(taken.sum(1).contiguous(), wanted))  # the first bin with which it is enough
-    base = taken[last - 1] if last else low
+    gone = torch.minimum(below[0], most)
+    base = taken[last - 1] if last else gone if int(gone.sum()) <= wanted else low
     return dict(zip(histograms, _filled(ints(base), ints(taken[last] - base), wanted), strict=True))
 
 

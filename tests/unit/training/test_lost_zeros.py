@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,9 +11,12 @@ import torch
 
 from pat.common.comm import LOCAL
 from pat.models import adapters
+from pat.pruning.scopes import Scope
+from pat.pruning.scopes.all_matrices import Global
+from pat.pruning.scopes.matrix import Matrix
 from pat.pruning.weights.matrices import Matrices
 from pat.schema import Config
-from pat.training.lost_zeros import KEEPS, _share, lost_zeros
+from pat.training.lost_zeros import KEEPS, _share, filled_again, lost_zeros
 from tests import models
 
 
@@ -51,6 +55,26 @@ def test_nothing_is_said_where_nothing_is_lost() -> None:
     for param in model.parameters():
         param.requires_grad_(False)
     assert lost_zeros(model, config(), (), LOCAL) is None
+
+
+def test_zeros_above_a_pruners_target_are_said_to_be_filled() -> None:
+    """Would catch: a model of 60 % zeros that a cut to 50 % fills in silence."""
+    model = sparse(0.6)
+    shapes = {name: tuple(model.get_parameter(name).shape) for name in Matrices.of(model).linear}
+
+    def said(sparsity: float, scope: Scope) -> str | None:
+        pruner: Any = SimpleNamespace(name="p", shapes=shapes, scope=scope, budget=SimpleNamespace(sparsity=sparsity))
+        return filled_again(model, pruner, LOCAL)
+
+    for scope in (Global(), Matrix()):
+        found = said(0.45, scope)
+        assert found is not None and "60 % of the weights of pruners.p are 0 already" in found
+        assert "its target is 45 %: 15 % of them count as weights that stay" in found
+        assert said(0.6, scope) is None and said(0.7, scope) is None
+    for name in shapes:  # as after a global cut, which empties some matrices further
+        if ".0." in name:
+            model.get_parameter(name).data.fill_(1.0)
+    assert said(0.4, Matrix()) is not None and said(0.4, Global()) is None
 
 
 def test_adapters_would_fill_a_frozen_model_when_they_are_merged() -> None:

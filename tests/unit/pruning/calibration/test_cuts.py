@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -307,22 +306,15 @@ def test_gradients_are_taken_where_it_is_told_and_before_the_walk() -> None:
         config(criterion, "global", {"name": "one_shot", "start": 0}), models.model("llama")
     )
     seen = list[str]()
-
-    @contextmanager
-    def told() -> Iterator[None]:
-        seen.append("gradients")
-        yield
-        seen.append("taken")
-
     one_rank.surround(
         pruner,
         samples=lambda number: batches(),
-        on_gradients=told,
+        on_gradients=lambda index, number: seen.append(f"gradients {index} of {number}"),
         on_layer=lambda index, number: seen.append(f"{index} of {number}"),
     )
     engine.backward(engine(**batches()[0]).loss)
     pruner.step(0)
-    assert seen[:3] == ["gradients", "taken", "0 of 3"]
+    assert seen[:8] == [*(f"gradients {place} of 6" for place in range(7)), "0 of 3"]
 
 
 def test_a_layer_that_gives_infinities_is_named() -> None:

@@ -91,6 +91,18 @@ def test_steps_are_those_of_adam_on_the_gradients_of_the_whole_model() -> None:
         assert torch.equal(value == 0, expected.get_parameter(name) == 0), name
 
 
+def test_a_layer_that_the_cut_did_not_change_is_not_fitted() -> None:
+    """Would catch: a fit at three rates, and advice to lower them, where a model is pruned again to the same target."""
+    model, warned = models.model("llama"), list[str]()
+    walk = Walk(model, whole(model), "model.layers", batches(), torch.float32, follow=True)
+    walk.warn = lambda title, text: warned.append(text)
+    for layer in walk:
+        names = [name for name in matrices(model) if name.startswith(f"{layer.name}.")]
+        layer.refresh(names)
+        assert not dict(reconstruct(layer, names, 1, LR, 0))
+    assert not warned
+
+
 def test_the_layer_comes_nearer_to_what_it_gave_before() -> None:
     dense, given = models.model("llama"), batches()
     cut = copy.deepcopy(dense)
@@ -186,7 +198,11 @@ def test_no_memory_on_one_rank_is_told_by_both(when: str, monkeypatch: pytest.Mo
         layer = next(iter(walk))
         if comm.rank == 1:
             targets.append(layer.behind())
-        return dict(reconstruct(layer, [name for name in matrices(model) if ".0." in name], 1, LR, 0))
+        names = [name for name in matrices(model) if ".0." in name]
+        for name in names:
+            halved(model, name)
+        layer.refresh(names)
+        return dict(reconstruct(layer, names, 1, LR, 0))
 
     first, second = run_ranks(2, work)[0]
     assert isinstance(first, NotCalibrated) and isinstance(second, NotCalibrated), (first, second)

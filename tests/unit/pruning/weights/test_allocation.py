@@ -81,6 +81,22 @@ def test_what_is_gone_stays_gone_in_later_cuts() -> None:
             gone = counts
 
 
+def test_matrices_of_few_units_give_up_no_less_either() -> None:
+    """Would catch: a floor of the next cut, above what is gone of some, that other matrices' zeros make up for."""
+    generator = torch.Generator().manual_seed(0)
+    one = Squares(torch.ones(1, dtype=torch.float64), torch.ones(1, dtype=torch.float64))
+    for _ in range(300):
+        sizes, first, second = (torch.randint(4, 60, (6,), generator=generator).tolist(), 0.38, 0.40)
+        scales = (10.0 ** torch.randn(2, 6, generator=generator)).tolist()
+        weights = {str(i): torch.randn(size, 1, generator=generator) for i, size in enumerate(sizes)}
+        before = allotted({n: histogram(w * scales[0][int(n)], one) for n, w in weights.items()}, first)
+        for name, matrix in weights.items():
+            matrix[matrix[:, 0].abs().argsort()[: before[name]]] = 0.0
+        after = allotted({n: histogram(w * scales[1][int(n)], one) for n, w in weights.items()}, second)
+        assert all(after[name] >= before[name] for name in weights)
+        assert sum(after.values()) == part_of(sum(sizes), second)
+
+
 def test_a_model_that_came_with_more_zeros_than_are_asked_for_is_allotted_the_target() -> None:
     weights, measured = made(0, [1.0, 2.0, 3.0])
     for matrix in weights.values():
