@@ -24,7 +24,7 @@ OPTIONS = {
     r"(choose|take|use) another run\.dir": "give another --out",
     r"(pruners\.weights\.(budget: )?)?budget\.sparsity": "--sparsity",
     r"(pruners\.narrow\.(budget: )?)?budget\.keep\.": "--keep ",
-    r"pruners\.narrow\.structures": "--keep",
+    r"pruners\.narrow\.(structures|budget(?= removes nothing))": "--keep",
     r"(pruners\.\w+\.((criterion|gate): )?)?(criterion|gate)\.num_samples\b": "--samples",
     r"(pruners\.\w+\.((criterion|gate): )?)?(criterion|gate)\.reconstruct\b": "--reconstruct",
     r"^n_of_m:": "--pattern:",
@@ -73,7 +73,9 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--method", metavar="NAME", help="alps (default), wanda, magnitude; of structures: obs")
     parser.add_argument(
-        "--task", help="causal_lm, chat, classification, regression (default: what the model's head is for)"
+        "--task",
+        help="causal_lm, chat, classification, token_classification or regression (default: what the model's head is "
+        "for)",
     )
     parser.add_argument(
         "--samples",
@@ -106,6 +108,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_intermixed_args(arguments)
     if rank_environment():
         raise ValueError("pat prune starts its ranks itself (--ranks N): call it from a plain shell")
+    if options.sparsity == 0.0:
+        raise ValueError("--sparsity 0 removes nothing: give the share of the weights that is to go, such as 0.5")
     partial.clear(options.out)
     if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
         raise ValueError(f"--out {options.out} is there already: give a new folder")

@@ -68,6 +68,13 @@ def test_the_config_is_that_of_the_revision(monkeypatch: pytest.MonkeyPatch, tmp
     [
         ("--sparsity=0.5", [], "choose another run.dir, or start over", "give another --out, or start over"),
         ("--sparsity=2", [], "pruners.weights.budget: budget.sparsity is 2.0, but", "--sparsity is 2.0, but"),
+        ("--sparsity=0", [], "unused", "--sparsity 0 removes nothing: give the share"),
+        (
+            "--keep=ffn=0.999",
+            [],
+            "pruners.narrow.budget removes nothing: it leaves",
+            "--keep removes nothing: it leaves",
+        ),
         ("--keep=ffn=0", [], "pruners.narrow.budget: budget.keep.ffn is 0, but", "--keep ffn is 0, but"),
         ("--keep=ffn=900", [], "budget.keep.ffn=900 is more than", "--keep ffn=900 is more than"),
         ("--keep=fnn=1", [], "pruners.narrow.structures has 'fnn'", "--keep has 'fnn'"),
