@@ -24,10 +24,10 @@ scratch="$(mktemp -d)"
 trap 'rm -rf "$scratch"' EXIT
 export HF_HOME="$scratch/hf" WANDB_DIR="$scratch"
 
-# Two more at once than there are cores keep them busy: ranks wait for each other, and jobs for Slurm. What takes longest
+# Three more at once than there are cores keep them busy: ranks wait for each other, and jobs for Slurm. What takes longest
 # comes first, and what forks processes before others have left threads in them.
 cores="$(env -u OMP_NUM_THREADS nproc)"  # it would count threads
-[ $# -gt 0 ] || set -- --numprocesses="$((cores < 7 ? cores + 2 : 8))" --dist=loadfile --no-loadscope-reorder \
+[ $# -gt 0 ] || set -- --numprocesses="$((cores < 6 ? cores + 3 : 8))" --dist=loadfile --no-loadscope-reorder \
     tests/cluster tests/unit/house/test_docker.py tests/unit/house/test_mutants.py tests/distributed tests/browser \
     tests/recipes tests/unit
 

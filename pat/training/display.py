@@ -14,6 +14,7 @@ from pat.common.text import duration
 from pat.schema import Config, TrainConfig
 
 NARROW = 110  # columns of a terminal; in fewer a bar says less, so that the time that is left is whole
+SOON_S = 5.0  # a walk over layers that ends sooner needs no further lines
 LEFT = 23  # columns of "left 0:00:00 and a cut"
 
 
@@ -103,8 +104,10 @@ class Lines(Silent):
         self._print(self._line(values, step))
 
     def layer(self, what: str, index: int, number: int, step: int, left_s: float | None) -> None:
-        """A calibrated cut begins with a layer, or has ended (index = number): four lines of all layers."""
-        if index < number and index % max(1, number // 4) == 0:
+        """A calibrated cut begins with a layer, or has ended (index = number): four lines of all layers, or fewer of
+        one that is over soon."""
+        soon = left_s is not None and left_s < SOON_S
+        if index < number and index % max(1, number // 4) == 0 and not soon:
             at = f"step {step}: " if self.num_steps else ""
             left = "" if left_s is None else f", left {duration(left_s)}"
             self._print(f"{at}{what} {index + 1} of {number}{left}")

@@ -153,6 +153,8 @@ def test_a_cut_is_four_lines_of_a_log_and_a_bar_of_a_terminal(capsys: pytest.Cap
             (cut,) = [task for task in bar.bar.tasks if task.id == bar.cut]
             assert (cut.completed, cut.total, cut.fields["left"]) == (5, 8, "0:00:15")
             bar.bar.refresh()
+    for index in range(9):
+        lines.layer("taking the loss's gradients, layer", index, 8, 3, 0.5 * (8 - index) if index else None)
     bar.close()
     assert [task.description for task in bar.bar.tasks] == ["decoder"]
     assert "layers" in terminal.getvalue() and "5/8" in terminal.getvalue()
@@ -161,6 +163,7 @@ def test_a_cut_is_four_lines_of_a_log_and_a_bar_of_a_terminal(capsys: pytest.Cap
         "step 3: calibrating and pruning layer 3 of 8, left 0:00:30",
         "step 3: calibrating and pruning layer 5 of 8, left 0:00:20",
         "step 3: calibrating and pruning layer 7 of 8, left 0:00:10",
+        "step 3: taking the loss's gradients, layer 1 of 8",
     ]
 
 
