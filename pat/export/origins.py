@@ -16,6 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pat.common.files import read_json
 from pat.config import frozen
+from pat.config.command_line import drop_merged
 from pat.config.errors import explain
 from pat.config.quoting import quoted
 from pat.config.validate import validate
@@ -166,6 +167,7 @@ def _with(config: Config, overrides: Sequence[str]) -> Config:
                 raise ValueError(f"{one.input_line} names several values: give one, or a list in [brackets]")
             OmegaConf.update(changes, one.key_or_group, one.value())
         merged: Any = OmegaConf.to_container(OmegaConf.merge(config.plain(), changes))
+        drop_merged(merged, overrides)
     except (OmegaConfBaseException, OverrideParseException) as error:
         raise ValueError(explain(error)) from error
     changed = frozen.to_config(merged)

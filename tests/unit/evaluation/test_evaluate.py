@@ -357,6 +357,10 @@ def test_the_key_that_an_error_names_can_be_typed(made):
         _, first, second = re.split(r"data\.eval is (.*) and ", said)
         for typed, value in ((first, values[0]), (second, values[1])):
             assert origins._with(own, [f"data.eval={typed}"]).data.eval == value
+    theirs, mine = ({name: {"source": "text", "train": f"{name}.txt"}} for name in ("theirs", "mine"))
+    mixed = own.changed(data__source="mixture", data__sources=theirs)
+    replaced = origins._with(mixed, ["data.sources={mine: {source: text, train: mine.txt}}"])
+    assert replaced.data.sources == mine, "not a mixture of both"
     assert origins._with(own, ["data.text_column=yes"]).data.text_column == "yes"
     for wrong in ("data.delimiter=,", "data.eval=[a.csv", "seed=1,2"):
         with pytest.raises(ValueError) as error:
