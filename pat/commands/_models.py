@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+import threading
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pat.common import files, secrets
 from pat.common.text import did_you_mean
 
+SILENT_S = 30.0  # of work before a line says what it is
 WIDEST = 1_000  # columns of a table where no terminal limits them
 
 
@@ -32,6 +37,23 @@ def add_dtype_option(parser: argparse._ActionsContainer, use: str = "compute") -
         default="fp32",
         help=f"precision to {use} in, whatever the files have (default: fp32, on a GPU, too)",
     )
+
+
+@contextmanager
+def busy(said: str) -> Generator[None]:
+    """What takes a while is said: by a spinner, and where there is no terminal in a line, once it has taken long."""
+    from rich.console import Console
+
+    console = Console(stderr=True)
+    line = threading.Timer(SILENT_S, partial(print, f"pat: {said}", file=sys.stderr, flush=True))
+    line.daemon = True
+    if not console.is_terminal:
+        line.start()
+    try:
+        with console.status(said):
+            yield
+    finally:
+        line.cancel()
 
 
 def keep_words(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:

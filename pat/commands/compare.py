@@ -136,7 +136,6 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
 @contextlib.contextmanager
 def _both(paths: list[Path], task: Any, options: argparse.Namespace) -> Iterator[tuple[Any, Any, str]]:
     """(A, B, the device)."""
-    from rich.console import Console
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
@@ -145,7 +144,7 @@ def _both(paths: list[Path], task: Any, options: argparse.Namespace) -> Iterator
     logging.disable_progress_bar()
     device, dtype = _models.device(options.device), DTYPES[options.dtype]
     with opened(paths[0], task, dtype, device) as a, opened(paths[1], a.task, dtype, device) as b:
-        with Console(stderr=True).status(f"asking {paths[0]} and {paths[1]}"):
+        with _models.busy(f"asking {paths[0]} and {paths[1]}"):
             yield a, b, device
 
 

@@ -121,7 +121,6 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
-    from rich.console import Console
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
@@ -132,9 +131,9 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
 
     logging.disable_progress_bar()
     mix = as_trained(reader.read(reader.find(options.mix), options.allow_code), paths)
-    device, console, found = _models.device(options.device), Console(stderr=True), []
+    device, found = _models.device(options.device), []
     for path in paths:
-        with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
+        with _models.busy(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             found.append(on_mix.evaluate(mix, one, device, options.batch_size, options.confidence, options.seed))
     models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(found, paths, strict=True)]
     try:
@@ -145,7 +144,6 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
 
 
 def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
-    from rich.console import Console
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
@@ -163,11 +161,11 @@ def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
     )
     tasks = harness.manager(wanted)
     logging.disable_progress_bar()
-    device, console, found = _models.device(options.device), Console(stderr=True), []
+    device, found = _models.device(options.device), []
     blocks: list[Any] = []
     for path, name in zip(paths, harness.names(paths), strict=True):
         output = None if options.output is None else options.output / name
-        with console.status(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
+        with _models.busy(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             results = harness.evaluate(wanted, tasks, one, device, output)
         blocks += [str(path), harness.table(results)]
         said = {"folder": str(path), "output": str(output or "") or None, "results": results["results"]}
@@ -180,7 +178,6 @@ def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
 
 
 def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace) -> int:
-    from rich.console import Console
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
@@ -192,9 +189,9 @@ def _evaluate(configs: list[Any], paths: list[Path], options: argparse.Namespace
         samples.check_files(config)
     logging.disable_progress_bar()
     device, dtype = _models.device(options.device), DTYPES[options.dtype]
-    console, evaluations = Console(stderr=True), []
+    evaluations = []
     for config, path in zip(configs, paths, strict=True):
-        with console.status(f"evaluating {path}"):
+        with _models.busy(f"evaluating {path}"):
             evaluations.append(evaluate_folder(config, path, dtype, device, options.confidence, options.seed))
     difference, tokens = differing_data(configs), len({item.tokenizer for item in evaluations}) > 1
     same = difference is None and not tokens

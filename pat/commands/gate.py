@@ -146,7 +146,6 @@ def _gate(variant: Path, keys: list[str], envelope: Any, options: argparse.Names
 
 
 def _judge(variant: Path, config: Any, mix: Any, profile: Any, envelope: Any, options: argparse.Namespace) -> int:
-    from rich.console import Console
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
@@ -158,15 +157,13 @@ def _judge(variant: Path, config: Any, mix: Any, profile: Any, envelope: Any, op
     started = time.monotonic()
     asked = Asked(config, mix, DTYPES[options.dtype], _models.device(options.device), options.batch_size)
     gate = Gate(envelope, profile, options.confidence, options.confident, options.seed)
-    console = Console(stderr=True)
-    with console.status(f"measuring {variant}"):
+    with _models.busy(f"measuring {variant}"):
         facts = ask(variant, asked)
     baseline = None
     if options.against is not None:
-        with console.status(f"measuring {options.against}"):
+        with _models.busy(f"measuring {options.against}"):
             baseline = ask(options.against, asked, facts.task)
-    with console.status("judging"):
-        checks = gate.checks(facts, baseline)
+    checks = gate.checks(facts, baseline)
     verdict = Verdict(
         passed=all(check.passed for check in checks),
         checks=checks,

@@ -218,7 +218,6 @@ def _ask(
     options: argparse.Namespace,
 ) -> tuple[list[Check], list[Check], Replayed | None]:  # fmt: skip
     """(checks of the prompts, checks of the replay, the answers)."""
-    from rich.console import Console
     from transformers.utils import logging
 
     from pat.common.parameters import DTYPES
@@ -227,7 +226,7 @@ def _ask(
 
     logging.disable_progress_bar()
     device, dtype, tokens = _models.device(options.device), DTYPES[options.dtype], options.output_tokens or REPLAY
-    with opened(folder, None, dtype, device) as model, Console(stderr=True).status(f"asking {name}"):
+    with opened(folder, None, dtype, device) as model, _models.busy(f"asking {name}"):
         reference, now = parts
         places = ask.places(reference.prompts, model), ask.places(now.prompts, model)
         of_prompts = list(drift.of_prompts(reference, now, places, dimensions, options.seed))

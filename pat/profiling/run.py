@@ -188,7 +188,8 @@ def _plan(models: Sequence[Model], mix: Mix | None, asked: Asked) -> Plan:
     generative = models[0].generative
     other = next((model for model in models if model.generative != generative), None)
     if other is not None:
-        raise ValueError(f"{models[0].name} and {other.name} are a language model and a classifier: profile one kind")
+        kinds = ("a language model", "a classifier") if generative else ("a classifier", "a language model")
+        raise ValueError(f"{models[0].name} is {kinds[0]} and {other.name} {kinds[1]}: profile one kind")
     if mix is not None:
         lengths = [len(ids) for ids in models[0].prompts]
         return plan.of_mix(mix, lengths, generative, asked.batch_sizes, asked.requests, asked.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from pat.envelope.figures import with_unit
@@ -18,7 +19,7 @@ SHOWN = 8  # reasons that are listed
 def decide(sources: Sources) -> Decision:
     """By the gate if there is one, else by the comparison, else by the facts of the run, the export or the sweep."""
     if sources.judging:
-        return _of_gates(sources.judging)
+        return _beside(_of_gates(sources.judging), sources.telling)
     if sources.gates:
         said = [f"{each.path}: of {text(each.content, 'variant.folder')}" for each in sources.gates]
         return Decision("open", "Not decided", "The gate is of other weights than this page is about.", _first(said))
@@ -60,6 +61,16 @@ def _of_gates(gates: list[Written]) -> Decision:
     what = f"{len(failed)} of {len(checks)} checks {verb}" if failed else "The gate says so without naming a check"
     reasons = [check_in_words(check) for check in failed]
     return Decision("bad", "Not good enough", f"{what}.", _first(reasons))
+
+
+def _beside(gates: Decision, comparisons: list[Written]) -> Decision:
+    """A gate that passes, with what a comparison of the same weights finds worse: no limit covers that."""
+    found = of_comparison(comparisons[0].content) if comparisons else None
+    if gates.tone != "good" or found is None or found.tone != "bad":
+        return gates
+    word = f"{gates.word}, but {found.word[0].lower()}{found.word[1:]}"
+    sentence = f"{gates.sentence} Beside the gate: {found.sentence}"
+    return replace(gates, word=word, sentence=sentence, reasons=found.reasons)
 
 
 def check_in_words(check: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 
 from pat.config.frozen import same_command
 from pat.pruning.calibration.journal import Journals
@@ -11,6 +12,7 @@ from pat.run.preemption import Preempted
 from pat.training.progress import Progress
 from pat.training.state import Training
 
+LOOKED_AT = 4  # layers by which it is said how long the others will take
 CUT, GRADIENTS = "calibrating and pruning layer", "taking the loss's gradients, forward and back, layer"
 
 
@@ -21,7 +23,7 @@ class Calibrating:
     def __init__(self, training: Training, journals: Journals) -> None:
         self.training, self.journals = training, journals
         self.started, self.announced = 0.0, False
-        self.before = 0.0  # when the layer before began
+        self.began = deque[float](maxlen=LOOKED_AT + 1)  # when the last layers began
         self.gradients_s = 0.0  # that taking the loss's gradients took, before the walk
 
     def on_gradients(self, index: int, number: int) -> None:
@@ -55,12 +57,14 @@ class Calibrating:
             training.tracker.log({"calibration/seconds": seconds}, training.progress.step)
 
     def _clock(self, index: int, number: int) -> tuple[float, float | None]:
-        """Seconds of the walk until now, and those that are left if each layer takes as long as the last."""
+        """Seconds of the walk until now, and those that are left if each layer takes as long as the last few."""
         now = time.perf_counter()
         if index == 0:
             self.started = now
-        layer_s, self.before = now - self.before, now
-        return now - self.started, layer_s * (number - index) if index else None
+            self.began.clear()
+        self.began.append(now)
+        layers = len(self.began) - 1
+        return now - self.started, (now - self.began[0]) / layers * (number - index) if layers else None
 
     def _preempted(self, where: str, then: str = "") -> Preempted:
         progress, command = self.training.progress, same_command(self.training.run.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from pat.common.text import duration
 from pat.schema import Config, TrainConfig
 
 NARROW = 110  # columns of a terminal; in fewer a bar says less, so that the time that is left is whole
+SILENT_S = 30.0  # without a line of a cut
 SOON_S = 5.0  # a walk over layers that ends sooner needs no further lines
 LEFT = 23  # columns of "left 0:00:00 and a cut"
 
@@ -95,6 +97,7 @@ class Lines(Silent):
     def __init__(self, train: TrainConfig, until: int | str) -> None:
         self.num_steps = train.num_steps
         self.remaining = Remaining(train, until)
+        self.said = 0.0  # when the last line of a cut was
 
     def start(self, step: int, cuts: int) -> None:
         self.remaining.step, self.remaining.cuts = step, cuts + len(self.remaining.calibrations)
@@ -104,10 +107,12 @@ class Lines(Silent):
         self._print(self._line(values, step))
 
     def layer(self, what: str, index: int, number: int, step: int, left_s: float | None) -> None:
-        """A calibrated cut begins with a layer, or has ended (index = number): four lines of all layers, or fewer of
-        one that is over soon."""
-        soon = left_s is not None and left_s < SOON_S
-        if index < number and index % max(1, number // 4) == 0 and not soon:
+        """A calibrated cut begins with a layer, or has ended (index = number): four lines of all layers, more of one
+        that takes minutes, or fewer of one that is over soon."""
+        soon, now = left_s is not None and left_s < SOON_S, time.monotonic()
+        due = index % max(1, number // 4) == 0 or now - self.said >= SILENT_S
+        if index < number and due and not soon:
+            self.said = now
             at = f"step {step}: " if self.num_steps else ""
             left = "" if left_s is None else f", left {duration(left_s)}"
             self._print(f"{at}{what} {index + 1} of {number}{left}")

@@ -14,7 +14,7 @@ from pat.run.directory import RunDir
 from pat.training.hardware import peak_memory_bytes
 from pat.training.state import Training
 
-PRUNED = "; pat export makes a Hugging Face folder of it, as pat prune does by itself"  # of a run without steps
+PRUNED = "; pat prune goes on to export it, after pat train `pat export` does"  # of a run without steps
 
 
 def summary(training: Training) -> dict[str, Any]:

@@ -70,6 +70,13 @@ def test_the_figures_are_those_of_transformers(folder, tmp_path, capsys):
     assert f"({difference:+.4g})" in capsys.readouterr().out
 
 
+def test_work_that_takes_long_is_said_where_there_is_no_terminal(folder, capsys, monkeypatch):
+    assert run(folder(0), *PARITY) == 0 and not capsys.readouterr().err
+    monkeypatch.setattr("pat.commands._models.SILENT_S", 0.0)
+    assert run(folder(0), *PARITY) == 0
+    assert capsys.readouterr().err == f"pat: evaluating {folder(0)}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
