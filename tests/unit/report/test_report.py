@@ -453,7 +453,9 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
     in_part = samples.comparison(tmp_path / "slice.json", only_slices=True)  # a model that passes may be worse there
     decision = build.page(reading.read([run, samples.gate(tmp_path / "g.json", True), in_part])).decision
     assert (decision.tone, decision.word) == ("good", f"{ENOUGH}, but worse in part")
-    assert "Beside the gate: exports/pruned is worse than runs/dense in 1 slice" in decision.sentence and decision.reasons
+    assert (
+        "Beside the gate: exports/pruned is worse than runs/dense in 1 slice" in decision.sentence and decision.reasons
+    )
 
 
 def test_only_what_is_of_the_model_in_the_title_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
