@@ -77,9 +77,16 @@ def _explain_key(error: OmegaConfBaseException) -> str:
         place = key.rpartition(".")[0]
         if f"{place}.".startswith(tuple(f"{each}." for each in OPEN)):
             return f"{place} does not have {last!r} yet: add it with a plus, +{key}=..."
-        return f"there is no key {key!r}; allowed {'in ' + place if place else 'at the top'}: {', '.join(allowed)}" + (
-            f"; {OF_GENERAL_RECIPES}; {_adds(last)}" if place == "pruners" else did_you_mean(last, allowed)
-        )
+        if place == "pruners":
+            hint = f"; {OF_GENERAL_RECIPES}; {_adds(last)}"
+        elif last == "sparsity" and "keep" in node and isinstance(node["keep"], DictConfig):
+            structure = next(iter(node["keep"]), "ffn")
+            units = {"ffn": "neurons"}.get(structure, structure)
+            hint = f"; to keep half of the {units}: {place}.keep.{structure}=0.5"
+        else:
+            hint = did_you_mean(last, allowed)
+        where = "in " + place if place else "at the top"
+        return f"there is no key {key!r}; allowed {where}: {', '.join(allowed)}{hint}"
     words = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
     wrong = re.match(r"Value '(.*?)' .*?(?:could not be converted to|is not a valid) (\w+)", message)
     if wrong and wrong[2] in words:

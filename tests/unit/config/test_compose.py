@@ -163,6 +163,10 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
             (f"{PARITY} +engine.extra=3", "there is no key 'engine.extra'; allowed in engine"),
             (f"{PARITY} sed=3", "there is no key 'sed'; allowed at the top: data, distill, engine"),
             (f"{PARITY} trainn.num_steps=3", "did you mean train?"),
+            (
+                "recipe=encoder_narrow pruners.narrow.budget.sparsity=0.5",
+                "tensor_parallel; to keep half of the neurons: pruners.narrow.budget.keep.ffn=0.5",
+            ),
             (f"{PARITY} engine.zero_stage=abc", "engine.zero_stage is 'abc', but must be a whole number"),
             (f"{PARITY} optim.lr=fast", "optim.lr is 'fast', but must be a number"),
             (
