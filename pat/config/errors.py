@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from typing import Any
 
 import yaml
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pat.common.text import did_you_mean
@@ -68,6 +70,20 @@ def _adds(name: str = "NAME") -> str:
     return f"+pruner@pruners.{name}={'|'.join(options('pruner'))} adds a pruner, whose keys then follow"
 
 
+def _places(node: DictConfig, name: str) -> list[str]:
+    """The keys of a whole config that end in this name."""
+
+    def below(content: dict[str, Any], place: str) -> Iterator[str]:
+        for key, value in content.items():
+            if key == name:
+                yield place + key
+            if isinstance(value, dict):
+                yield from below(value, f"{place}{key}.")
+
+    content: Any = OmegaConf.to_container(node, resolve=False)
+    return list(below({key: value for key, value in content.items() if key != "hydra"}, ""))
+
+
 def _explain_key(error: OmegaConfBaseException) -> str:
     key, message = str(error.full_key), (error.msg or str(error)).splitlines()[0]
     node = error.parent_node
@@ -83,6 +99,8 @@ def _explain_key(error: OmegaConfBaseException) -> str:
             structure = next(iter(node["keep"]), "ffn")
             units = {"ffn": "neurons"}.get(structure, structure)
             hint = f"; to keep half of the {units}: {place}.keep.{structure}=0.5"
+        elif not place and 1 <= len(deeper := _places(node, last)) <= 3:
+            hint = f"; did you mean {' or '.join(deeper)}?"
         else:
             hint = did_you_mean(last, allowed)
         where = "in " + place if place else "at the top"

@@ -167,6 +167,8 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
                 "recipe=encoder_narrow pruners.narrow.budget.sparsity=0.5",
                 "tensor_parallel; to keep half of the neurons: pruners.narrow.budget.keep.ffn=0.5",
             ),
+            (f"{PARITY} sparsity=0.5", "task, train; did you mean pruners.weights.budget.sparsity?"),
+            (f"{PARITY} dtype=bf16", "task, train; did you mean engine.dtype?"),
             (f"{PARITY} engine.zero_stage=abc", "engine.zero_stage is 'abc', but must be a whole number"),
             (f"{PARITY} optim.lr=fast", "optim.lr is 'fast', but must be a number"),
             (
