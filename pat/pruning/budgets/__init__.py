@@ -48,9 +48,9 @@ class StructureBudget(ABC):
     def __post_init__(self) -> None:
         """Refuse what cannot be reached, and what the stock classes cannot hold."""
         if not 0.0 <= self.sparsity < 1.0:
-            raise ValueError(
-                f"budget.sparsity is {self.sparsity}, but must be at least 0 and below 1: 0.5 removes half."
-            )
+            in_per_cent = 1.0 < self.sparsity < 100.0
+            what_to_do = f"did you mean {self.sparsity / 100:g}?" if in_per_cent else "0.5 removes half."
+            raise ValueError(f"budget.sparsity is {self.sparsity}, but must be at least 0 and below 1: {what_to_do}")
         if self.per_layer and self.hf_compatible:
             raise ValueError(
                 "budget.per_layer=true leaves a width per layer, which stock from_pretrained cannot load: set "

@@ -21,6 +21,6 @@ class Sparsity:
     def __post_init__(self) -> None:
         """Refuse what cannot be reached."""
         if not 0.0 <= self.sparsity < 1.0:
-            raise ValueError(
-                f"budget.sparsity is {self.sparsity}, but must be at least 0 and below 1: 0.9 removes 90 %."
-            )
+            in_per_cent = 1.0 < self.sparsity < 100.0
+            what_to_do = f"did you mean {self.sparsity / 100:g}?" if in_per_cent else "0.9 removes 90 %."
+            raise ValueError(f"budget.sparsity is {self.sparsity}, but must be at least 0 and below 1: {what_to_do}")

@@ -27,7 +27,13 @@ def budget(name: str, **fields: Any) -> Any:
     [
         ({"name": "parameters", "sparsity": 1.0}, "at least 0 and below 1"),
         ({"name": "sparsity", "sparsity": 1.0}, "at least 0 and below 1"),
-        ({"name": "parameters", "sparsity": float("nan")}, "at least 0 and below 1"),
+        (
+            {"name": "sparsity", "sparsity": 80},
+            "budget.sparsity is 80.0, but must be at least 0 and below 1: did you mean 0.8?",
+        ),
+        ({"name": "sparsity", "sparsity": 100.0}, "below 1: 0.9 removes 90 %"),
+        ({"name": "parameters", "sparsity": 12.5}, "below 1: did you mean 0.125?"),
+        ({"name": "parameters", "sparsity": float("nan")}, "at least 0 and below 1: 0.5"),
         ({"name": "parameters", "sparsity": 0.5, "per_layer": True}, "set budget.hf_compatible=false and load"),
         ({"name": "parameters", "sparsity": 0.5, "multiple_of": 0}, "budget.multiple_of is 0, but must be at least 1"),
         ({"name": "parameters", "sparsity": 0.5, "tensor_parallel": 0}, "budget.tensor_parallel is 0"),
