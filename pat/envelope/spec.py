@@ -107,7 +107,7 @@ def parse(value: Any) -> Envelope:
     if isinstance(value, Envelope):
         return value
     if not isinstance(value, Mapping) or not value:
-        raise ValueError("the envelope is empty: give limits, as {accuracy: {drop: 0.01}}")
+        raise ValueError("the envelope is empty: give limits, as envelope.accuracy.drop=0.01")
     limits, slices = dict[str, Limit](), None
     for name, bounds in nested(value).items():
         if name == SLICES:

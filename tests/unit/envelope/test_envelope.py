@@ -44,7 +44,7 @@ def test_what_is_written_is_what_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({}, "the envelope is empty"),
+        ({}, "the envelope is empty: give limits, as envelope.accuracy.drop=0.01"),
         ({"acuracy": {"drop": 0.1}}, "there is no figure 'acuracy' .*did you mean accuracy"),
         ({"accuracy": {"dorp": 0.1}}, "no key 'accuracy.dorp'; .*did you mean drop"),
         ({"accuracy": 0.9}, "accuracy is 0.9, but must be a mapping"),
