@@ -92,7 +92,8 @@ def named_by_export(said: str, model: str | None, keys: Sequence[str]) -> str:
     missing = re.match(r"(data\.\w+_column)='.*' is not in", said)
     if not missing or any(key.startswith(f"{missing[1]}=") for key in keys) or not exported_data(str(model)):
         return ""
-    return f" It was called so when {model} was trained: give {missing[1]}=NAME."
+    what_to_do = "" if f"Give {missing[1]}=" in said else f": give {missing[1]}=NAME"
+    return f" It was called so when {model} was trained{what_to_do}."
 
 
 def _value(keys: Sequence[str], name: str) -> str | None:

@@ -57,12 +57,16 @@ def place_of(cfg: DataConfig, split: str, row: int) -> str:
 
 def _not_there(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, split: str, name: str) -> ValueError:
     """What a column is missed for, and what the rows have instead."""
-    what_to_do = ""
+    free = [column for column in rows.column_names if column not in columns.values()]
+    given = free[0] if len(free) == 1 and free[0].isidentifier() else "NAME"
+    what_to_do = f" Give data.{name}_column={given}." if free else ""
     if {*CONVERSATIONS, "completion"} & set(rows.column_names):
         what_to_do = " These rows are chats: take task=chat (pat prune: --task chat)."
     elif cfg.source == "csv":
         wanted = list(dict.fromkeys(columns.values()))
-        what_to_do = delimited.without(wanted, rows.column_names, files(cfg, split)[0], cfg)
+        path = files(cfg, split)[0]
+        otherwise = delimited.separated_otherwise(rows.column_names, path, cfg)
+        what_to_do = otherwise or what_to_do + delimited.without(wanted, rows.column_names, path, cfg)
     return ValueError(
         f"data.{name}_column='{columns[name]}' is not in data.{split}: the columns are "
         f"{column_names(rows.column_names)}.{what_to_do}"

@@ -122,17 +122,20 @@ def test_columns_are_those_of_an_exports_training(monkeypatch: pytest.MonkeyPatc
     assert "data.label_column" not in of_text, "a language model has none"
     assert (of_labels["data.text_column"], of_labels["data.label_column"]) == ("text", "'stars'")
 
+    end = ""
+
     def refuse(words: Sequence[str]) -> int:
-        raise ValueError("data.text_column='re view' is not in data.train: the columns are text.")
+        raise ValueError(f"data.text_column='re view' is not in data.train: the columns are text.{end}")
 
     monkeypatch.setattr("pat.commands.train.main", refuse)
-    for keys, said in (
-        ([], " It was called so when m was trained: give data.text_column=NAME."),
-        (["data.text_column=a"], ""),
+    for keys, end, said in (
+        ([], "", " It was called so when m was trained: give data.text_column=NAME."),
+        ([], " Give data.text_column=text.", " It was called so when m was trained."),
+        (["data.text_column=a"], "", ""),
     ):
         with pytest.raises(ValueError) as error:
             prune.main(["m", "--data", "t.jsonl", "--sparsity", "0.5", "--out", "out", "--task", "causal_lm", *keys])
-        assert str(error.value) == f"data.text_column='re view' is not in --data: the columns are text.{said}"
+        assert str(error.value) == f"data.text_column='re view' is not in --data: the columns are text.{end}{said}"
 
 
 def test_a_misspelt_folder_is_no_name_to_look_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

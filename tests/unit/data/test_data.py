@@ -282,6 +282,8 @@ def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path
     [
         ({"text_column": "txt"}, "data.text_column='txt' is not in data.train: the columns are text, label"),
         ({"label_column": "stars"}, "data.label_column='stars' is not in data.train: the columns are text, label"),
+        ({"text_column": "txt"}, "the columns are text, label. Give data.text_column=text.$"),
+        ({"text_column": "txt", "label_column": "stars"}, "the columns are text, label. Give data.text_column=NAME.$"),
         ({"text_pair_column": "other"}, "data.text_pair_column='other' is not in"),
         ({"train": "train"}, r"data.train is not given: data.source=json needs data.train=FILE"),
         ({"train": "nowhere/*.json"}, r"data.train: no file matches 'nowhere/\*.json'"),

@@ -119,6 +119,7 @@ def test_only_labels_are_numbers_and_only_where_all_are(tmp_path: Path) -> None:
         ("\n\n", "has no rows"),
         ("text,label\n", "has no rows"),
         ("text;label\na;pos\n", "data.text_column='text' is not in data.train: the columns are text;label"),
+        ("speech,label\na,pos\n", "the columns are speech, label. Give data.text_column=speech. The first line is"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said_with_its_line(tmp_path: Path, content: str, words: str | None) -> None:
