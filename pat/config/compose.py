@@ -22,6 +22,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pat.common import scan
 from pat.common.keys import structured
+from pat.common.text import SOURCES
 from pat.config import auto, command_line
 from pat.config.errors import explain
 from pat.config.frozen import ELASTIC, is_one_of, take_files_in, to_config
@@ -103,6 +104,10 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
         missing |= {"model.path"} if cfg.model.path is None and cfg.model.init == "pretrained" else set()
         chosen = any(override.lstrip("+").startswith("recipe=") for override in overrides)
         hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
+        train = None if OmegaConf.is_missing(cfg.data, "train") else cfg.data.train
+        source = SOURCES.get(Path(train).suffix.lower()) if isinstance(train, str) else None
+        if source and "data.source" in missing:
+            hint = f"; for {train} data.source={source}{hint}"
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, sorted(missing)))}{hint}")
     given = command_line.given_keys(overrides)
     content: Any = OmegaConf.to_container(cfg, resolve=True)

@@ -215,6 +215,7 @@ def test_a_replaced_method_takes_its_settings_along(tmp_path):
                 "recipe=decoder model.path=/m data.source=json data.train=t",
                 "no value for train.num_steps (steps of train.global_batch_size samples each; 80 to 1,000 were",
             ),
+            ("recipe=encoder model.path=/m data.train=a/x.csv train.num_steps=9", "); for a/x.csv data.source=csv"),
             (
                 "task=causal_lm",
                 "the name of a data set), model.path (a folder, or a name on the Hugging Face hub)",
