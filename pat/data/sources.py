@@ -19,7 +19,7 @@ from datasets.arrow_writer import SchemaInferenceError
 from huggingface_hub import constants, snapshot_download
 
 from pat.common import ignored
-from pat.common.text import did_you_mean
+from pat.common.text import SOURCES, did_you_mean
 from pat.data import delimited
 from pat.data.generated import generate
 from pat.schema import FILES, DataConfig, GeneratedConfig
@@ -109,7 +109,12 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
     paths = files(cfg, split)
     if cfg.source == "csv":
         assert staging is not None
-        lines = delimited.load(paths, cfg, staging / f"{split}.rows")
+        try:
+            lines = delimited.load(paths, cfg, staging / f"{split}.rows")
+        except ValueError as error:
+            if "data.source=" in str(error) or not (hint := _named_otherwise(paths, cfg)):
+                raise
+            raise ValueError(f"{error}{hint}") from error
         if not lines.column_names:
             raise without_rows(cfg, split)
         return lines
@@ -132,10 +137,20 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
         first = str(cause).strip().splitlines()[0] if str(cause).strip() else type(cause).__name__
         if "because column names don't match" in str(cause):
             first = "its files, or the parts of one, have different columns; give them the same"
-        raise ValueError(f"data.{split}={getattr(cfg, split)} cannot be read as {cfg.source}: {first}") from error
+        raise ValueError(
+            f"data.{split}={getattr(cfg, split)} cannot be read as {cfg.source}: {first}{_named_otherwise(paths, cfg)}"
+        ) from error
     if cfg.source == "json":
         _check_encoding(rows, cfg, split)
     return rows
+
+
+def _named_otherwise(paths: list[str], cfg: DataConfig) -> str:
+    """What to add to an error of files whose names end as those of another source; else nothing."""
+    for end in (Path(path).suffix for path in paths):
+        if SOURCES.get(end.lower(), cfg.source) not in (cfg.source, "text"):
+            return f" (its name ends in {end}: set data.source={SOURCES[end.lower()]})"
+    return ""
 
 
 def _check_encoding(rows: Dataset, cfg: DataConfig, split: str) -> None:

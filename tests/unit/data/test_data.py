@@ -310,6 +310,21 @@ def test_wrong_settings_are_one_sentence(tmp_path: Path, fields: dict[str, Any],
 
 
 @pytest.mark.parametrize(
+    "source, end, message",
+    [
+        ("json", "csv", r"cannot be read as json: .* \(its name ends in .csv: set data.source=csv\)$"),
+        ("csv", "parquet", r"\(its name ends in .parquet: set data.source=parquet\)$"),
+        ("csv", "jsonl", r"\(its name ends in .jsonl: set data.source=json\)$"),
+    ],
+)
+def test_a_name_that_ends_otherwise_is_said(tmp_path: Path, source: str, end: str, message: str) -> None:
+    path = tmp_path / f"rows.{end}"
+    path.write_text("text,label\na,1,2\n")
+    with pytest.raises(ValueError, match=message):
+        prepare.prepare(json_config(tmp_path).changed(source=source, train=str(path)), TOKENIZER, CLASSES)
+
+
+@pytest.mark.parametrize(
     "rows, message",
     [
         ([], "has no rows"),
