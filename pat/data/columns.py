@@ -59,7 +59,7 @@ def _not_there(rows: Dataset, columns: Mapping[str, str], cfg: DataConfig, split
     """What a column is missed for, and what the rows have instead."""
     free = [column for column in rows.column_names if column not in columns.values()]
     given = free[0] if len(free) == 1 and free[0].isidentifier() else "NAME"
-    what_to_do = f" Give data.{name}_column={given}." if free else ""
+    what_to_do = f" Give data.{name}_column={given}." if free and all(c == c.strip() for c in free) else ""
     if {*CONVERSATIONS, "completion"} & set(rows.column_names):
         what_to_do = " These rows are chats: take task=chat (pat prune: --task chat)."
     elif cfg.source == "csv":
