@@ -20,7 +20,8 @@ LATELY = 50  # steps in which train.max_skipped of them may be skipped
 
 
 ANOTHER_TRAINERS = "another trainer's"  # source of data that only somebody else's trainer knows
-FILES = ("json", "csv", "parquet", "text")  # values of data.source that read local files
+ENDINGS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+FILES = tuple(dict.fromkeys(ENDINGS.values()))  # values of data.source that read local files, whose names end so
 
 
 class RunConfig(Section, frozen=True):

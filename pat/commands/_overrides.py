@@ -6,15 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pat.config.quoting import quoted
-
-SOURCES = {".json": "json", ".jsonl": "json", ".csv": "csv", ".tsv": "csv", ".parquet": "parquet", ".txt": "text"}
+from pat.schema import ENDINGS
 
 
 def of_file(option: str, file: str) -> list[str]:
     """The data group that a local file's name says. Raises ValueError."""
-    source = SOURCES.get(Path(file).suffix)
+    source = ENDINGS.get(Path(file).suffix)
     if source is None:
-        raise ValueError(f"{option} {file} must end in {', '.join(SOURCES)}; other data: data.source=...")
+        raise ValueError(f"{option} {file} must end in {', '.join(ENDINGS)}; other data: data.source=...")
     return [f"data={source}", f"data.train={quoted(file)}"]
 
 

@@ -12,11 +12,12 @@ from typing import Any
 from pat.commands import _inferred
 from pat.commands._help import RUN_EXIT_CODES, command_parser
 from pat.commands._inferred import MAX_LENGTH, NO_MORE, by_options
-from pat.commands._overrides import SOURCES, of_file, one_model, under
+from pat.commands._overrides import of_file, one_model, under
 from pat.common import partial
 from pat.config.quoting import quoted
 from pat.launch.environment import rank_environment
 from pat.run.directory import RunDir
+from pat.schema import ENDINGS
 
 DTYPES = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 # Keys of `pat train`, as errors name them, by which option sets them here.
@@ -65,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("words", nargs="+", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
     parser.add_argument(
-        "--data", metavar="FILE", help=f"data to calibrate on: {', '.join(SOURCES)}; or data.source=NAME"
+        "--data", metavar="FILE", help=f"data to calibrate on: {', '.join(ENDINGS)}; or data.source=NAME"
     )
     parser.add_argument("--eval", metavar="FILE", help="data to evaluate on (default: 5 %% of --data)")
     how_much = parser.add_mutually_exclusive_group(required=True)

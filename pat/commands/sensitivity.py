@@ -10,9 +10,10 @@ from typing import Any
 from pat.commands import _inferred
 from pat.commands._help import command_parser, exit_codes
 from pat.commands._inferred import MAX_LENGTH, NO_MORE, by_options
-from pat.commands._overrides import SOURCES, of_file, one_model, under
+from pat.commands._overrides import of_file, one_model, under
 from pat.config.quoting import quoted
 from pat.run.directory import ExitCode
+from pat.schema import ENDINGS
 
 WIDTH = 110  # of the table, at least
 # Keys of `pat train`, as errors name them, by which option sets them here.
@@ -50,7 +51,7 @@ def main(arguments: Sequence[str]) -> int:
         epilog=EXAMPLES + exit_codes(),
     )
     parser.add_argument("words", nargs="*", metavar="MODEL | key=value", help="a model's folder or name; keys of train")
-    parser.add_argument("--data", metavar="FILE", help=f"held-out rows: {', '.join(SOURCES)}; all of them are used")
+    parser.add_argument("--data", metavar="FILE", help=f"held-out rows: {', '.join(ENDINGS)}; all of them are used")
     parser.add_argument(
         "--task", help="causal_lm, chat, classification, regression (default: what the model's head is for)"
     )

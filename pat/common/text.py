@@ -32,16 +32,6 @@ ELSEWHERE = {  # names of the same in other trainers
 }
 
 
-SOURCES = {  # data.source by how a file's name ends
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".json": "json",
-    ".jsonl": "json",
-    ".parquet": "parquet",
-    ".txt": "text",
-}
-
-
 def did_you_mean(given: str, allowed: Sequence[str]) -> str:
     """`; did you mean NAME?`, or that it has a new name, or nothing where no name is close."""
     if RENAMED.get(given) in allowed:

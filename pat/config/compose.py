@@ -22,7 +22,6 @@ from omegaconf.errors import OmegaConfBaseException
 
 from pat.common import scan
 from pat.common.keys import structured
-from pat.common.text import SOURCES
 from pat.config import auto, command_line
 from pat.config.errors import explain
 from pat.config.frozen import ELASTIC, is_one_of, take_files_in, to_config
@@ -32,7 +31,7 @@ from pat.config.task_keys import config_model
 from pat.config.validate import validate
 from pat.pruning import registry
 from pat.run.directory import ExitCode
-from pat.schema import FILES, Config
+from pat.schema import ENDINGS, FILES, Config
 
 PATHS = (
     ("run", "dir"), ("model", "path"), ("model", "tokenizer"), ("distill", "teacher"), ("distill", "cache"),
@@ -105,7 +104,7 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
         chosen = any(override.lstrip("+").startswith("recipe=") for override in overrides)
         hint = "" if chosen else "; recipe=NAME gives them all, `pat train --help` lists the recipes"
         train = None if OmegaConf.is_missing(cfg.data, "train") else cfg.data.train
-        source = SOURCES.get(Path(train).suffix.lower()) if isinstance(train, str) else None
+        source = ENDINGS.get(Path(train).suffix.lower()) if isinstance(train, str) else None
         if source and "data.source" in missing:
             hint = f"; for {train} data.source={source}{hint}"
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, sorted(missing)))}{hint}")

@@ -19,10 +19,10 @@ from datasets.arrow_writer import SchemaInferenceError
 from huggingface_hub import constants, snapshot_download
 
 from pat.common import ignored
-from pat.common.text import SOURCES, did_you_mean
+from pat.common.text import did_you_mean
 from pat.data import delimited
 from pat.data.generated import generate
-from pat.schema import FILES, DataConfig, GeneratedConfig
+from pat.schema import ENDINGS, FILES, DataConfig, GeneratedConfig
 
 MIXTURE = "mixture"  # of the sources in data.sources
 OUR_SLICES = ("label", "form")  # `pat.evaluation.samples.Parts` makes them
@@ -148,8 +148,8 @@ def load(cfg: DataConfig, split: str, seed: int, staging: Path | None) -> Datase
 def _named_otherwise(paths: list[str], cfg: DataConfig) -> str:
     """What to add to an error of files whose names end as those of another source; else nothing."""
     for end in (Path(path).suffix for path in paths):
-        if SOURCES.get(end.lower(), cfg.source) not in (cfg.source, "text"):
-            return f" (its name ends in {end}: set data.source={SOURCES[end.lower()]})"
+        if ENDINGS.get(end.lower(), cfg.source) not in (cfg.source, "text"):
+            return f" (its name ends in {end}: set data.source={ENDINGS[end.lower()]})"
     return ""
 
 
