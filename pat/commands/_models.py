@@ -133,6 +133,14 @@ def write_json(options: argparse.Namespace, content: Mapping[str, Any]) -> None:
         files.write_json(options.json, {**content, "command": command, "directory": os.getcwd()})
 
 
+def say(options: argparse.Namespace, content: Mapping[str, Any], blocks: Iterable[Any]) -> None:
+    """Write what was found, then show it: also where it cannot be written, as on a full disk."""
+    try:
+        write_json(options, content)
+    finally:
+        show(blocks)
+
+
 def folders_and_keys(given: Sequence[str]) -> tuple[list[Path], list[str]]:
     """(folders, key=value) among a command's words. Raises ValueError for a folder that is not there."""
     paths = [Path(item) for item in given if "=" not in item or Path(item).is_dir()]

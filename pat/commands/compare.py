@@ -155,10 +155,8 @@ def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
     found = result.compare(asked, str(paths[0]), str(paths[1]), options.confidence, options.seed)
     said = decision.of_comparison(found.plain())
     weights = {key: _models.weights(path, options) for key, path in zip("ab", paths, strict=True)}
-    try:
-        _models.write_json(options, found.plain() | {"weights_sha256": weights})
-    finally:
-        _models.show([*report.blocks(found, options.worst), f"{said.word}: {plain(said.sentence)}"])
+    blocks = [*report.blocks(found, options.worst), f"{said.word}: {plain(said.sentence)}"]
+    _models.say(options, found.plain() | {"weights_sha256": weights}, blocks)
     return ExitCode.DONE
 
 
@@ -187,8 +185,6 @@ def _logs(options: argparse.Namespace) -> int:
     a, b = options.from_logs
     found = on_logs.compare(a, b, columns, _effects(options.effect), options.confidence)
     said = decision.of_logs(found.plain())
-    try:
-        _models.write_json(options, found.plain())
-    finally:
-        _models.show([*report.log_blocks(found, options.worst), f"{plain(said.word)}: {plain(said.sentence)}"])
+    blocks = [*report.log_blocks(found, options.worst), f"{plain(said.word)}: {plain(said.sentence)}"]
+    _models.say(options, found.plain(), blocks)
     return ExitCode.DONE

@@ -136,10 +136,8 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
         with _models.busy(f"asking {path}"), opened(path, None, DTYPES[options.dtype], device) as one:
             found.append(on_mix.evaluate(mix, one, device, options.batch_size, options.confidence, options.seed))
     models = [dataclasses.asdict(item) | _weights(path, options) for item, path in zip(found, paths, strict=True)]
-    try:
-        _models.write_json(options, files.finite({"confidence": options.confidence, "models": models}))
-    finally:
-        _models.show(report.mix_blocks(found, options.confidence, options.worst))
+    said = files.finite({"confidence": options.confidence, "models": models})
+    _models.say(options, said, report.mix_blocks(found, options.confidence, options.worst))
     return ExitCode.DONE
 
 
@@ -170,10 +168,7 @@ def _on_tasks(paths: list[Path], options: argparse.Namespace) -> int:
         blocks += [str(path), harness.table(results)]
         said = {"folder": str(path), "output": str(output or "") or None, "results": results["results"]}
         found.append(said | _weights(path, options))
-    try:
-        _models.write_json(options, files.finite({"tasks": names, "models": found}))
-    finally:
-        _models.show(blocks)
+    _models.say(options, files.finite({"tasks": names, "models": found}), blocks)
     return ExitCode.DONE
 
 

@@ -163,7 +163,8 @@ def _judge(variant: Path, config: Any, mix: Any, profile: Any, envelope: Any, op
     if options.against is not None:
         with _models.busy(f"measuring {options.against}"):
             baseline = ask(options.against, asked, facts.task)
-    checks = gate.checks(facts, baseline)
+    with _models.busy("judging"):
+        checks = gate.checks(facts, baseline)
     verdict = Verdict(
         passed=all(check.passed for check in checks),
         checks=checks,
