@@ -138,10 +138,12 @@ def parse(value: Any) -> Envelope:
 def _check_shares(name: str, bounds: Mapping[str, float | None]) -> None:
     """ValueError where a limit in per cent, of a figure between 0 and 1, could never fail or never be met."""
     for bound, value in bounds.items():
-        if value is not None and value > 1.0:
-            percent = f": {value / 100:g} is {value:g} points" if bound in ("drop", "rise") else f": {value / 100:g}"
+        changes = bound in ("drop", "rise")
+        if value is not None and (value > 1.0 or changes and value == 1.0):
+            percent = f": {value / 100:g} is {value:g} point{'s' * (value != 1.0)}" if changes else f": {value / 100:g}"
+            most = "less than 1" if changes else "at most 1"
             raise ValueError(
-                f"{name}.{bound} is {value:g}, but must be at most 1, as shares are{percent if value <= 100 else ''}"
+                f"{name}.{bound} is {value:g}, but must be {most}, as shares are{percent if value <= 100 else ''}"
             )
 
 

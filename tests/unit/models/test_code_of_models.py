@@ -15,7 +15,7 @@ from tests import models
 COMMANDS = {
     "evaluate": ["evaluate", "MODEL", "--mix", "mix.jsonl"],
     "compare": ["compare", "good", "MODEL", "--mix", "mix.jsonl"],
-    "gate": ["gate", "MODEL", "--against", "good", "envelope.passed.drop=1", "--mix", "mix.jsonl"],
+    "gate": ["gate", "MODEL", "--against", "good", "envelope.passed.drop=0.9", "--mix", "mix.jsonl"],
     "profile": ["profile", "MODEL", "--mix", "mix.jsonl"],
     "monitor": ["monitor", "prod.jsonl", "--against", "MODEL", "--mix", "mix.jsonl"],
     "train": [
