@@ -5,14 +5,15 @@
 
 An entry counts if it has the key that the layer would get now, and contents with the hash they were written with:
 
-    chain_0    = sha256(settings, gates outside of the weights, what goes into the first layer on every rank)
+    chain_0    = sha256(settings, versions, gates outside of the weights, what goes into the first layer on every rank)
     key_i      = sha256(chain_i, every parameter of layer i before its cut, fp32)
     chain_i+1  = sha256(key_i, what layer i has come to)
 
 and what is measured once, on the whole model, the key sha256(chain_0, what else every rank gives, every parameter).
 
-So what other settings, samples, weights, numbers of ranks or layers below have given is never taken over, and a torn or
-altered file is written again. Rank 0 reads, writes and decides; the other ranks get what it has found, to the bit.
+So what other settings, packages, samples, weights, numbers of ranks or layers below have given is never taken over,
+and a torn or altered file is written again. Rank 0 reads, writes and decides; the other ranks get what it has found,
+to the bit.
 """
 
 from __future__ import annotations
@@ -25,10 +26,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
+import pat
 from pat.common.comm import LOCAL, Comm
 from pat.common.files import remove_empty, replace_atomic
 from pat.common.hashing import pack_keep, tensors_sha256, unpack_keep
@@ -37,6 +40,7 @@ from pat.pruning.calibration.walk import Layer, Walk
 from pat.run.directory import AT_STEP
 
 FORMAT = 1
+VERSIONS = (pat.__version__, torch.__version__, transformers.__version__)
 KEEP = "keep|"  # before the name of what flags belong to
 
 
@@ -55,7 +59,7 @@ class Journals:
 
     def open(self, pruner: str, t: int, settings: object, what: str = "layer") -> Journal:
         """Of the cut of a pruner at step t. `settings`: what its repr says decides on what the cut gives."""
-        return Journal(self, pruner, t, what, repr((FORMAT, what, settings)))
+        return Journal(self, pruner, t, what, repr((FORMAT, VERSIONS, what, settings)))
 
     def folder(self, pruner: str, t: int) -> Path:
         """The folder of a pruner's cut at step t. Only where cuts are kept, so that there is a `root`."""

@@ -224,6 +224,14 @@ def test_what_another_cut_has_left_is_not_taken_over(
     assert other.measured == measured and same(other, start(made, None, **fields))
 
 
+def test_what_other_versions_of_packages_have_left_is_not_taken_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(weights(), tmp_path)
+    monkeypatch.setattr(journal, "VERSIONS", ("0.0.1", *journal.VERSIONS[1:]))
+    assert start(weights(), tmp_path).measured == [0, 1, 2]
+
+
 def test_a_layer_that_is_cut_otherwise_takes_those_above_it_with_it(tmp_path: Path) -> None:
     """Would catch a chain of keys that does not hold what the layers below have come to."""
     start(weights(), tmp_path)
