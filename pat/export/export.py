@@ -197,8 +197,17 @@ def _model_config(run: RunDir, config: Config, dtype: torch.dtype) -> Pretrained
     for name in ("model", "tokenizer"):
         if not (run.path / name).is_dir():
             raise ValueError(f"{run.path} has no {name} folder: it was not written by `pat train`, or not whole")
-    hf_config = AutoConfig.from_pretrained(run.path / "model")
-    model_class = base.build(config.task).auto_model._model_mapping[type(hf_config)]
+    try:
+        hf_config = AutoConfig.from_pretrained(run.path / "model", trust_remote_code=False)
+    except ValueError as error:
+        raise ValueError(
+            f"{run.path / 'model'} is of none of transformers' own models: {str(error).splitlines()[0]}"
+        ) from error
+    model_class = base.build(config.task).auto_model._model_mapping.get(type(hf_config), None)
+    if model_class is None:
+        raise ValueError(
+            f"{run.path / 'model'}: transformers has no {hf_config.model_type} for task={config.task.name}"
+        )
     hf_config.architectures = [(model_class[0] if isinstance(model_class, tuple) else model_class).__name__]
     hf_config.dtype = dtype
     return hf_config

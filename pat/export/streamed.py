@@ -189,7 +189,7 @@ def _empty(build: Callable[[], Any]) -> Any:
 
 def _exported(folder: Path) -> Any:
     """The model that config.json describes, without weights."""
-    config = AutoConfig.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     stock: Any = getattr(transformers, (config.architectures or [""])[0])
     made: Any = stock if getattr(config, "pat_widths", None) is None else narrowed(stock)
     return _empty(lambda: made._from_config(config, dtype=DTYPE))

@@ -145,7 +145,9 @@ def _reloaded(folder: Path, auto_model: Any, dtype: torch.dtype, stock: bool) ->
     bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()
     try:
-        return auto_model.from_pretrained(folder, dtype=dtype) if stock else load(folder, dtype=dtype)
+        if not stock:
+            return load(folder, dtype=dtype)
+        return auto_model.from_pretrained(folder, dtype=dtype, trust_remote_code=False)
     finally:
         if bars:
             transformers_logging.enable_progress_bar()
@@ -181,7 +183,9 @@ def probe(folder: Path, config: PretrainedConfig) -> Tensor:
     limit = limits.positions(config) or TOKENS
     ids: list[int] = []
     if (folder / "tokenizer_config.json").exists():
-        ids = AutoTokenizer.from_pretrained(folder)(TEXT, add_special_tokens=False, verbose=False)["input_ids"]
+        ids = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)(
+            TEXT, add_special_tokens=False, verbose=False
+        )["input_ids"]
     if len(ids) < ROWS:
         ids = [byte % text_config.vocab_size for byte in TEXT.encode()]
     length = min(TOKENS, limit, len(ids) // ROWS)

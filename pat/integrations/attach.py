@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -199,14 +200,26 @@ class Pruning:
             engine.step = self._step
         return None
 
-    def _save(self, save_dir: str | Path, tag: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def _save(
+        self,
+        save_dir: str | Path,
+        tag: Any = None,
+        client_state: Mapping[str, Any] = MappingProxyType({}),
+        save_latest: bool = True,
+        exclude_frozen_parameters: bool = False,
+    ) -> Any:
+        """DeepSpeed's own, and the pruner's state; `latest` names the new tag only when both are whole."""
         tag = f"global_step{self.engine.global_steps}" if tag is None else str(tag)
         note_decay(self.engine.basic_optimizer.param_groups)
-        result = self._plain["save_checkpoint"](save_dir, tag, *args, **kwargs)
+        if exclude_frozen_parameters:
+            warnings.warn("frozen parameters are saved, too: pat export would miss them", stacklevel=2)
+        bare = self.pruner is None
+        result = self._plain["save_checkpoint"](save_dir, tag, dict(client_state), save_latest=save_latest and bare)
         if self.pruner is not None:
             saved.save(
-                Path(save_dir), tag, self.engine, self.pruner, self.config, self.tokenizer, self.settings.keep_last
-            )
+                Path(save_dir), tag, self.engine, self.pruner, self.config, self.tokenizer, self.settings.keep_last,
+                save_latest,
+            )  # fmt: skip
             if self.pruner.layout.world.rank == 0:
                 self.pruner.saved()
         return result

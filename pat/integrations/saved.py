@@ -65,10 +65,17 @@ def _task(model_class: str) -> str:
 
 
 def save(
-    save_dir: Path, tag: str, engine: Any, pruner: Pruner, config: Config, tokenizer: Any, keep_last: int | None
+    save_dir: Path,
+    tag: str,
+    engine: Any,
+    pruner: Pruner,
+    config: Config,
+    tokenizer: Any,
+    keep_last: int | None,
+    save_latest: bool,  # whether DeepSpeed's file `latest` is to name the tag
 ) -> None:
     """Write the state of the step that DeepSpeed has just saved under `tag`, and remove those beyond the newest
-    `keep_last`. Raises NotWritten where a rank cannot. Collective."""
+    `keep_last`. Raises NotWritten where a rank cannot; `latest` then names the tag before. Collective."""
     run, world = directory(save_dir), pruner.layout.world
 
     def describe() -> None:
@@ -84,6 +91,8 @@ def save(
     )
 
     def tidy() -> None:
+        if save_latest:
+            write_atomic(save_dir / "latest", tag)
         _check_opens(save_dir / tag, pruner.layout.name)
         retention.set_best(run.checkpoints, step_dir)
         if keep_last is not None:

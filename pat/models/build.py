@@ -237,6 +237,7 @@ def _pretrained(
             cfg.path,
             config=config,
             revision=cfg.revision,
+            trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # refused below, with the sizes
             **heads.without_head(cfg, task.auto_model, config),

@@ -43,9 +43,9 @@ def write_old_rope_keys(folder: Path) -> None:
     old = _old_rope_keys(content)
     if not old or any(key in content for key in old):
         return
-    own: Any = AutoConfig.from_pretrained(folder)
+    own: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     write_json(file, content | old)
-    read: Any = AutoConfig.from_pretrained(folder)
+    read: Any = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     if _without_type(read.rope_parameters) != _without_type(own.rope_parameters):
         write_json(file, content)
 

@@ -29,6 +29,7 @@ def names(cfg: ModelConfig, task: Task, config: PretrainedConfig) -> list[str]:
                 cfg.path,
                 config=config,
                 revision=cfg.revision,
+                trust_remote_code=False,
                 device_map="meta",
                 local_files_only=True,
                 use_safetensors=True,

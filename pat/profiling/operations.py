@@ -39,7 +39,7 @@ def _by_anatomy(folder: Path, tokens: int) -> int | None:
 
 def on_meta(folder: Path) -> Any:
     """The model in a folder, without its weights."""
-    config: Any = transformers.AutoConfig.from_pretrained(folder, attn_implementation="eager")
+    config: Any = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False, attn_implementation="eager")
     stock = getattr(transformers, config.architectures[0])
     cls = stock if getattr(config, "pat_widths", None) is None else narrowed(stock)
     with torch.device("meta"):

@@ -48,7 +48,7 @@ def table(
     advance: Callable[[int], None] = lambda count: None,
 ) -> dict[str, Any]:
     """The content of the file, for eager transformers; the folder has passed `check`."""
-    config: Any = transformers.AutoConfig.from_pretrained(folder)
+    config: Any = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
     anatomy = families.anatomy(operations.on_meta(folder))
     full = _full(anatomy)
     assert full is not None

@@ -139,7 +139,7 @@ def _ids(work: Work, prompts: Sequence[Sequence[int]], vocabulary: int) -> torch
 def _vocabulary(folder: str) -> int:
     from transformers import AutoConfig
 
-    return int(AutoConfig.from_pretrained(folder).get_text_config().vocab_size)
+    return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).get_text_config().vocab_size)
 
 
 def _peak(device: str, backend: str, before: int, weights: int) -> int | None:

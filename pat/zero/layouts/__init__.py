@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from pat.zero.layouts.base import Piece, Segment, Shard, ZeroLayout, copy_common
 from pat.zero.layouts.partitioned import Zero3, Zero12
 from pat.zero.layouts.replicated import Zero0Fp32, Zero0LowPrecision
@@ -33,6 +35,13 @@ def layout_of(engine: Any) -> ZeroLayout:
     if optimizer in _BY_OPTIMIZER:
         return _BY_OPTIMIZER[optimizer](engine)
     if engine.optimizer is engine.basic_optimizer:
+        params = [param for group in engine.basic_optimizer.param_groups for param in group["params"]]
+        other = next((param.dtype for param in params if param.dtype != torch.float32), None)
+        if other is not None:
+            raise ValueError(
+                f"the model trains in {str(other).removeprefix('torch.')}, without fp32 copies of its weights: enable "
+                "bf16 or fp16 in DeepSpeed's config, or load the model with dtype=torch.float32"
+            )
         return Zero0Fp32(engine)
     raise ValueError(
         f"DeepSpeed chose {optimizer}, a layout in which pat would not know which weights it prunes; "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import deepspeed
 import numpy as np
@@ -56,10 +57,12 @@ def attached(
     samples: Any = None,
     bf16: bool = True,
     calibration_dir: Path | None = None,
+    change: Callable[[torch.nn.Module], Any] = lambda model: None,
     **changes: Any,
 ) -> Pruning:
     """On an engine as a user makes it."""
     model = build_model(config)
+    change(model)
     pruning = Pruning(settings(config) | changes, samples, calibration_dir).attach(model, num_steps=num_steps)
     groups = [group | {"lr": config.optim.lr} for group in ds.param_groups(model, config.optim, {})]
     for group in groups:
@@ -294,6 +297,53 @@ def test_a_client_state_that_an_export_cannot_open_is_said_when_it_is_saved(tmp_
     with pytest.warns(UserWarning, match="cannot open .* client_state of plain types .* Can only SETITEM for dict"):
         pruning.engine.save_checkpoint(str(tmp_path), client_state={"counts": defaultdict(int, a=1)})
     free(pruning)
+
+
+def test_a_save_that_does_not_come_to_its_end_leaves_the_one_before_it_to_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Would catch: DeepSpeed's `latest`, which names the step for which the pruner's state was to come."""
+    config = config_of()
+    pruning = attached(config)
+    run(pruning, config, 0, 1)
+    pruning.engine.save_checkpoint(str(tmp_path))
+    run(pruning, config, 1, 2)
+    pruning.engine.save_checkpoint(str(tmp_path), save_latest=False)
+    assert (tmp_path / "latest").read_text() == "global_step1"
+    run(pruning, config, 2, 3)
+    with monkeypatch.context() as patch:
+        patch.setattr(saved.store, "save", Mock(side_effect=NotWritten("the disk is full")))
+        with pytest.raises(NotWritten):
+            pruning.engine.save_checkpoint(str(tmp_path))
+    free(pruning)
+    again = attached(config)
+    again.engine.load_checkpoint(str(tmp_path))
+    assert again.engine.global_steps == 1
+    again.engine.load_checkpoint(str(tmp_path), tag="global_step2")
+    again.engine.save_checkpoint(str(tmp_path))
+    assert (tmp_path / "latest").read_text() == "global_step2"
+    free(again)
+
+
+def test_frozen_parameters_are_in_the_checkpoint_also_of_a_trainer_that_leaves_them_out(tmp_path: Path) -> None:
+    def freeze(model: torch.nn.Module) -> None:
+        model.get_input_embeddings().requires_grad_(False)  # pyright: ignore
+
+    pruning = attached(config_of(), change=freeze)
+    run(pruning, config_of(), 0, 1)
+    with pytest.warns(UserWarning, match="frozen parameters are saved, too"):
+        pruning.engine.save_checkpoint(str(tmp_path), exclude_frozen_parameters=True)
+    reader = CheckpointReader(saved.directory(tmp_path).checkpoints / "step-00000001")
+    (name,) = (name for name, p in pruning.engine.module.named_parameters() if not p.requires_grad)
+    assert torch.equal(reader.weight(name), pruning.engine.module.get_parameter(name).float())
+    free(pruning)
+
+
+def test_a_model_of_16_bits_without_fp32_copies_is_refused() -> None:
+    """DeepSpeed without bf16 and without ZeRO steps the model's own weights."""
+    config = config_of().changed(engine__zero_stage=0)
+    with pytest.raises(ValueError, match="trains in bfloat16, without fp32 copies .* load the model with dtype"):
+        attached(config, bf16=False, change=lambda model: model.to(torch.bfloat16))
 
 
 def test_a_run_that_ends_before_the_hard_phase_is_a_broken_promise() -> None:

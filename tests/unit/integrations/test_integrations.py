@@ -183,7 +183,9 @@ def test_a_folder_keeps_the_newest_states(
     monkeypatch.setattr(saved, "_check_opens", lambda folder, layout: None)  # DeepSpeed has written nothing
     config = settings.config(50, task={"name": "causal_lm"})
     for engine.global_steps in (10, 20, 30, 40):
-        saved.save(tmp_path, f"global_step{engine.global_steps}", engine, pruner, config, None, settings.keep_last)
+        saved.save(
+            tmp_path, f"global_step{engine.global_steps}", engine, pruner, config, None, settings.keep_last, True
+        )
     found = retention.steps(tmp_path / "pat" / "checkpoints")
     assert [int(path.name.removeprefix("step-")) for path in found] == kept
     engine.global_steps = 5

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -49,6 +51,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (made / "texts.jsonl").write_text("".join(json.dumps({"text": f"text {i} of many"}) + "\n" for i in range(40)))
     (made / "prod.jsonl").write_text("".join(json.dumps({"prompt": f"text {i}"}) + "\n" for i in range(12)))
     return made
+
+
+def test_no_place_leaves_it_to_transformers_whether_to_ask(repository: Path) -> None:
+    """Would catch: a call that reads a folder some other way than the commands below."""
+    left = [
+        f"{path.name}:{call.lineno}"
+        for path in (repository / "pat").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text()))
+        if isinstance(call, ast.Call) and re.fullmatch(r".*\b(Auto|auto_)\w+\.from_pretrained", ast.unparse(call.func))
+        if "trust_remote_code=False" not in ast.unparse(call)
+    ]
+    assert not left
 
 
 @pytest.mark.parametrize("of", ["model", "tokenizer"])
