@@ -194,7 +194,7 @@ def evaluate_saved(training: Training, reached: dict[str, int]) -> None:
         progress.reached |= reached
         names = " and ".join(f"sparsity={value}" for value in reached)
         training.tracker.say(  # masks move in steps
-            f"{names} reached at step {progress.step}, with {training.pruner.totals.sparsity:.4g}: kept"
+            f"{names} reached at step {progress.step}, with {training.pruner.totals.exported:.4g}: kept"
         )
     training.due.note_if_best(metrics, training.final_phase)
     progress.logged_bytes = training.tracker.logged_bytes
@@ -305,6 +305,11 @@ def finish(training: Training) -> None:
         training.guard.ends()
         if training.guard.back:
             return
+    if passed := [f"{value:g}" for value in training.config.train.export_at if f"{value:g}" not in progress.reached]:
+        training.tracker.warn(
+            "sparsity not reached",
+            f"train.export_at: {' and '.join(passed)} was never reached, {training.pruner.totals.exported:.4g} was",
+        )
     learned_nothing = training.bound.learned_nothing()
     if learned_nothing:
         training.tracker.warn("no better than chance", learned_nothing)

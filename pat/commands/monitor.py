@@ -117,6 +117,8 @@ def _check(options: argparse.Namespace) -> None:
     for name in ("json", "prometheus", "html"):
         if getattr(options, name):
             files.check_writable(getattr(options, name), f"--{name}")
+    if options.html and files.is_stream(options.html):
+        raise ValueError(f"--html {options.html}: give a file, beside which the history of the runs is kept")
     if options.prometheus:
         prometheus.check_installed()
 

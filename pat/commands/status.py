@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from pat.commands import _models
 from pat.commands._help import command_parser
 from pat.run.directory import ExitCode, RunDir, no_run
 
@@ -39,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     from pat.launch.status import ago, statuses
 
     table = Table(box=None, header_style="bold")
-    for title in ("run", "state", "step", "phase", "sparsity", "restarts", "updated"):
+    table.add_column("run", overflow="fold")  # members of sweeps have long names
+    for title in ("state", "step", "phase", "sparsity", "restarts", "updated"):
         table.add_column(title, no_wrap=True, justify="right" if title in ("step", "sparsity", "restarts") else "left")
     for status in statuses(runs):
         table.add_row(
@@ -53,5 +55,8 @@ def main(arguments: Sequence[str]) -> int:
             str(status.restarts),
             ago(status.updated),
         )
-    Console(width=None if sys.stdout.isatty() else 240).print(table)
+    if sys.stdout.isatty():
+        Console().print(table)
+    else:
+        _models.show([table])
     return ExitCode.DONE

@@ -73,7 +73,7 @@ def check_writable(file: Path, key: str) -> None:
     """ValueError where the file could not be written: called before the work whose result it will hold."""
     if os.path.isdir(file):
         raise ValueError(f"{key} {file} is a folder: give the name of a file")
-    stream = _is_stream(file)
+    stream = is_stream(file)
     real = file if stream else Path(os.path.realpath(file))
     for folder in (file.parent, real.parent):  # they differ where it is a link
         if not folder.is_dir():
@@ -103,7 +103,7 @@ def write_atomic(path: str | Path, content: bytes | str) -> None:
         sys.stderr.flush()
         with open(number, "ab", closefd=False) as file:  # opened by its name, it would have a position of its own
             file.write(data)
-    elif _is_stream(Path(path)):
+    elif is_stream(Path(path)):
         with open(path, "ab") as file:
             file.write(data)
     else:
@@ -165,11 +165,11 @@ def _descriptor(path: str) -> int | None:
     return int(number) if number.isdecimal() and number != path else None
 
 
-def _is_stream(path: Path) -> bool:
+def is_stream(path: Path) -> bool:
     """Whether it is a device, a pipe or an open file of this process (/dev/stdout), whose place no file may take."""
-    return (os.path.exists(path) and not os.path.isfile(path)) or str(path).startswith(
-        ("/dev/std", "/dev/fd/", "/proc/")
-    )
+    if os.path.exists(path) and not os.path.isfile(path):
+        return True
+    return str(path) in ("/dev/stdout", "/dev/stderr") or str(path).startswith(("/dev/fd/", "/proc/"))
 
 
 def sync_directory(path: str | Path) -> None:

@@ -30,6 +30,7 @@ MISSING = (
 TIMEOUT_S = 1800.0  # until a server is ready
 MEMORY = 0.9  # of the GPU's or the machine's, for all servers together
 MARGIN = 64  # tokens beyond the longest prompt and its answer: the client makes some prompts a little longer
+DIRECTLY = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _ERROR = re.compile(r"\b[A-Za-z.]*(?:Error|Exception): .*")
 _IN_TURN = ("Engine core initialization failed", "WorkerProc initialization failed")  # which names no cause
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
@@ -64,6 +65,8 @@ class Server:
         self.log: IO[bytes] = open(Path(self.work.name) / "server.log", "wb")
         self.began = time.monotonic()
         self.environment = dict(os.environ)
+        for name in ("no_proxy", "NO_PROXY"):  # its client would ask a proxy for this machine
+            self.environment[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1,localhost"]))
         if device == "cpu":  # else every server takes the same cores for itself, and as many as it likes
             self.environment |= {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": str(threads)}
         self.process = self._start(
@@ -76,7 +79,7 @@ class Server:
         """Waits until the server answers: {load_seconds}. ValueError where it does not."""
         while True:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/health", timeout=5.0):
+                with DIRECTLY.open(f"http://127.0.0.1:{self.port}/health", timeout=5.0):
                     return {"load_seconds": time.monotonic() - self.began}
             except (urllib.error.URLError, OSError):
                 pass

@@ -101,12 +101,18 @@ def json_lines(
         for number, line in enumerate(file, 1):
             if line.strip():
                 try:
-                    yield number, json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    content = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                    if b"\\u" in line:
+                        json.dumps(content, ensure_ascii=False).encode()
+                    yield number, content
                 except (ValueError, RecursionError) as error:
                     if torn is not None and not line.endswith(b"\n"):
                         return torn(number)
-                    encoded = isinstance(error, UnicodeDecodeError)
-                    what = "UTF-8: convert the file" if encoded else f"JSON: {error}"
+                    what = f"JSON: {error}"
+                    if isinstance(error, UnicodeDecodeError):
+                        what = "UTF-8: convert the file"
+                    elif isinstance(error, UnicodeEncodeError):  # as of a text that was cut within an emoji
+                        what = f"text: {error.object[error.start]!a} is half of a character"
                     sentence = f"{path}, line {number} is not {what}"
                     if bad is None:
                         raise ValueError(sentence) from None

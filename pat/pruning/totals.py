@@ -33,8 +33,14 @@ class Totals:
         return self._fraction(self.num_pruned)
 
     @property
+    def exported(self) -> float:
+        """Fraction that an export of this step lacks: structures are whole until their gates harden."""
+        hardened = [p for p in self.structure_pruners if p.hardened]
+        return self._fraction(Totals(self.weight_pruners, hardened).num_pruned)
+
+    @property
     def target(self) -> float:
-        """Fraction of all prunable weights that the budgets ask to remove."""
+        """Fraction of all prunable weights that the budgets ask to remove; where scores decide on a shape, see Goal."""
         both = sum(nested.target_weights(*pair) for pair in self._pairs)
         return self._fraction(sum(p.target_weights for p in self._all) - both)
 

@@ -12,6 +12,7 @@ from torch import nn
 from pat.pruning.budgets.shape import Shape
 from pat.pruning.pruner import Pruner
 from pat.pruning.structures.grid import Limits, groups
+from pat.pruning.structures.pruner import StructurePruner
 from pat.schema import Config
 
 DIGITS = 6
@@ -114,7 +115,7 @@ def realised(
 ) -> dict[float, float]:
     """Those values that the model can have, each with the sparsity that all pruners then come to; of those that come to
     the same units only the last. ValueError where none is left."""
-    found: dict[int, tuple[float, float]] = {}  # units removed -> value, sparsity
+    found: dict[float, tuple[float, float]] = {}  # weights removed, or the value -> value, sparsity
     refused: ValueError | None = None
     for value in values:
         try:
@@ -123,9 +124,10 @@ def realised(
         except ValueError as error:
             refused = error
             continue
-        gone = next(each.target_weights for each in pruner.pruners if each.name == quantity.pruner)
-        if gone:
-            found[gone] = (value, pruner.totals.target)
+        own = next(each for each in pruner.pruners if each.name == quantity.pruner)
+        certain = not isinstance(own, StructurePruner) or own.goal.is_certain
+        if gone := own.target_weights:
+            found[gone if certain else -value] = (value, pruner.totals.target)
     if not found:
         raise refused or ValueError(f"no {quantity.word} from {values[0]:g} to {values[-1]:g} removes a unit")
     return dict(found.values())

@@ -162,7 +162,8 @@ class Search:
         if ended is None or ended.code == ExitCode.PREEMPTED:
             self.say(f"stopped on request; {len(self.records)} runs are done: the same command goes on from there")
             return ExitCode.PREEMPTED
-        self.say(f"{member.name}: {ended.message}\nthe same command goes on from there")
+        begun = "once that is mended, " if ended.code == ExitCode.BAD_INPUT else ""
+        self.say(f"{member.name}: {ended.message}\n{begun}the same command goes on from there")
         return ended.code
 
     # -- files -----------------------------------------------------------------------------------------------------

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from functools import partial
 from pathlib import Path
 
+from pat.common.files import replace_atomic
 from pat.pruning.timetable import percent
 from pat.sensitivity.report import Rows, few_units, short_layers
 
@@ -54,4 +56,4 @@ def heat_map(cells: Rows, path: Path, title: str) -> None:
     bar.set_label("loss added", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     figure.suptitle(title, fontsize=9)
-    figure.savefig(path)
+    replace_atomic(path, partial(figure.savefig, format="png"))

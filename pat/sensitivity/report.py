@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from rich.table import Table
 
+from pat.common.files import write_atomic
 from pat.pruning.timetable import percent
 from pat.sensitivity.cells import Grid
 from pat.sensitivity.measure import Metrics, loss_of
@@ -36,10 +38,11 @@ def rows(grid: Grid, measured: Mapping[tuple[str, int], Metrics], baseline: Metr
 
 def write_csv(path: Path, cells: Rows) -> None:
     """A line for each cell."""
-    with open(path, "w", newline="") as file:
-        writer = csv.DictWriter(file, list(cells[0]))
-        writer.writeheader()
-        writer.writerows(cells)
+    file = io.StringIO()
+    writer = csv.DictWriter(file, list(cells[0]))
+    writer.writeheader()
+    writer.writerows(cells)
+    write_atomic(path, file.getvalue())
 
 
 def short_layers(layers: Sequence[str]) -> list[str]:
@@ -76,7 +79,7 @@ def table(cells: Rows, baseline: Metrics) -> Table:
             if not mine:
                 line.append("")
                 continue
-            worst = max(mine, key=lambda cell: cell["increase"])
+            worst = max(mine, key=lambda cell: (math.isnan(cell["increase"]), cell["increase"]))  # NaN: no loss at all
             mean = sum(cell["increase"] for cell in mine) / len(mine)
             numbers = f"{mean + 0.0:.3f}, {worst['increase']:.3f} @ {names[worst['layer']]}"
             other = few_units(mine)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from pat.common.files import write_json
+from pat.common.files import finite, write_json
 from pat.common.parameters import DTYPES
 from pat.common.progress_bar import progress_bar
 from pat.common.seeds import seed_everything
@@ -74,10 +74,10 @@ def run(config: Config, fractions: Sequence[float], kinds: Sequence[str], out: P
             "baseline": journal.baseline,
             "cells": cells,
         }
-    write_json(out / "sensitivity.json", result)
-    report.write_csv(out / "sensitivity.csv", cells)
-    if plot.available():
-        name = Path(config.model.path).name if config.model.path else config.model.config["model_type"]
-        title = f"{name}: loss added by each removal alone (nothing removed: {loss_of(journal.baseline):.3f})"
-        plot.heat_map(cells, out / "sensitivity.png", title)
+        write_json(out / "sensitivity.json", finite(result))
+        report.write_csv(out / "sensitivity.csv", cells)
+        if plot.available():
+            name = Path(config.model.path).name if config.model.path else config.model.config["model_type"]
+            title = f"{name}: loss added by each removal alone (nothing removed: {loss_of(journal.baseline):.3f})"
+            plot.heat_map(cells, out / "sensitivity.png", title)
     return result

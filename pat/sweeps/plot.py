@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from pat.common.files import replace_atomic
 from pat.sweeps.results import Axis, Point
 
 if TYPE_CHECKING:
@@ -25,7 +27,7 @@ def available() -> bool:
 
 def draw(points: Sequence[Point], x: Axis, y: Axis, title: str, path: Path) -> None:
     """Write `figure_of` the points to `path` as PNG; matplotlib must be installed (`available`)."""
-    figure_of(points, x, y, title).savefig(path)
+    replace_atomic(path, partial(figure_of(points, x, y, title).savefig, format="png"))
 
 
 def figure_of(points: Sequence[Point], x: Axis, y: Axis, title: str) -> Figure:

@@ -71,7 +71,8 @@ class Race:
         if code == ExitCode.PREEMPTED:
             self.say("stopped on request: the same command with --continue goes on from there")
         elif code:
-            self.say(f"{self._failed()}the same command with --continue goes on from there")
+            begun = "once that is mended, " if code == ExitCode.BAD_INPUT else ""
+            self.say(f"{self._failed()}{begun}the same command with --continue goes on from there")
         return code
 
     @property
@@ -189,7 +190,8 @@ class Race:
             if self.cluster is None:
                 return self.start(member, place, self.log(member))
             job = on_slurm.start(member, self.out.name, self.cluster)
-            self.say(f"{member.name}: job {job.number} (pat logs {shlex.quote(str(member.dir))})")
+            if job.number:  # else why there is none is said at its end
+                self.say(f"{member.name}: job {job.number} (pat logs {shlex.quote(str(member.dir))})")
             return job
 
         return Runner(self.jobs, start, self.log, begun, ended).run(members)
@@ -222,7 +224,22 @@ class Race:
                 raise ValueError(
                     f"{self.out} holds a race with another {key} ({written[key]}, now {now}): give another --out"
                 )
+        self._check_shared()
         return results.of_these(self.members, written, self.out)
+
+    def _check_shared(self) -> None:
+        """ValueError where the steps that members fork from were trained by another config."""
+        frozen, config = RunDir(self.out / DENSE).config, self.members[0].config
+        if not frozen.exists():
+            return
+        varied = {key for member in self.members for key in changed_keys(config, member.config)}
+        changed = {key: both for key, both in changed_keys(load(frozen), config).items() if key not in varied}
+        if changed:
+            changes = "; ".join(f"{key} was {old}, now {new}" for key, (old, new) in changed.items())
+            raise ValueError(
+                f"{self.out} holds a race whose members share steps of another config ({changes}): give another --out, "
+                "or the old values"
+            )
 
     def _known(self, member: Member, earlier: Mapping[str, Any] | None) -> dict[str, Any]:
         """A member's record: that of an earlier start if it was of this very config."""

@@ -93,9 +93,9 @@ class Sweep:
         if self.cluster is None:
             return start_here(member, place, self.log(member))
         job = on_slurm.start(member, self.out.name, self.cluster)
-        self.say(
-            f"{self.number[member.name]} {member.name}: job {job.number} (pat logs {shlex.quote(str(member.dir))})"
-        )
+        if job.number:  # else why there is none is said at its end
+            where = shlex.quote(str(member.dir))
+            self.say(f"{self.number[member.name]} {member.name}: job {job.number} (pat logs {where})")
         return job
 
     def _begun(self, member: Member) -> None:

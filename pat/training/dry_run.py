@@ -71,7 +71,7 @@ def describe(config: Config) -> str:
                 "matrices": f"{len(each.sites)} sites",
                 "weights": f"{each.numel:,}",
                 "units": f"{sum(each.units.sizes):,}",
-                "removed": f"{each.target_weights:,} weights",
+                "removed": f"{'' if each.goal.is_certain else 'about '}{each.target_weights:,} weights",
                 **_phases(each.timeline),
                 memory: size_in_words(each.state_bytes()),
                 "hard": size_in_words(each.state_bytes()),

@@ -52,7 +52,7 @@ class Due:
         reached = self.progress.reached
         if len(reached) == len(self.train.export_at):  # the usual case: the key is empty
             return {}
-        now, end = totals.sparsity, totals.target  # units are whole, so the end may lie a little below the key's value
+        now, end = totals.exported, totals.target  # units are whole, so the end may lie a little below the key's value
         values = {f"{value:g}": value for value in self.train.export_at}
         new = [name for name, value in values.items() if name not in reached and now >= min(value, end)]
         return dict.fromkeys(new, self.progress.step)

@@ -72,6 +72,8 @@ class Guard:
         record, hard = progress.envelope, self.pruner.phase(step - 1) == "hard"
         keeps = last or not (hard and self.pruner.hardened)  # the optimizer may have skipped the step that makes it so
         record.see(step, self.pruner.totals.sparsity, self._figures(progress.metrics, progress.slices), keeps)
+        if hard and self.pruner.hardened and record.stopped is None:
+            record.asked = self.pruner.totals.target  # scores may have had a part in it
         one = record.judged[-1]
         said = self._act(guard.decide(self._look(one["inside"], hard)), step)
         line = {"inside": int(one["inside"]), "sparsity": one["sparsity"], "holds": record.holds}

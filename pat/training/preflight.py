@@ -89,10 +89,21 @@ def _strange(config: Config, prepared: PreparedData) -> tuple[list[str], list[st
 def _check_export_at(values: list[float], pruner: Pruner) -> None:
     """A target counts whole units: it may lie a little below what the user wrote."""
     target = pruner.totals.target
+    for each in pruner.structure_pruners if values else ():
+        if not each.goal.is_certain:
+            raise ValueError(
+                f"train.export_at is {values}, but scores decide how many of the prunable weights pruners.{each.name} "
+                "removes: leave it out, or give budget=shape"
+            )
     if values and values[-1] > target + guard.UNITS:
         raise ValueError(
             f"train.export_at has {values[-1]:g}, but the budgets remove {target:.4g} of the prunable weights in the "
             "end: leave it out, or raise the budget"
+        )
+    if values and len(pruner.structure_pruners) == len(pruner.pruners) == 1 and values[0] < target - guard.UNITS:
+        raise ValueError(
+            f"train.export_at has {values[0]:g}, but structures are whole until their gates harden, and then "
+            f"{target:.4g} of the prunable weights are gone: leave it out, or train a run for each (pat sweep)"
         )
 
 

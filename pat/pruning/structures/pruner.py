@@ -95,7 +95,7 @@ class StructurePruner:
 
     @property
     def target_weights(self) -> int:
-        """Parameters that the budget removes in the end. With per-layer widths, assumes that all scores are equal."""
+        """Parameters that the budget removes in the end; where scores decide on it, as if all were equal until then."""
         return self.goal.weights
 
     def due(self, t: int) -> float:
@@ -247,6 +247,8 @@ class StructurePruner:
         final = torch.where(self.units.is_block, torch.ones_like(final), final)  # a block cannot be folded into
         state.z = torch.where(state.keep, final, torch.zeros_like(final))
         self.kept_gates = self.training.spread(state)
+        if not self.timeline.clock.is_stopped(t):  # else it is less than the goal
+            self.goal.settle(state.keep)
         state.hardened, state.folded = True, not self.adapted
         if state.folded:
             folding.fold(self.layout, self.sites, self.units, state.z, state.keep, self.history)
@@ -305,6 +307,7 @@ class StructurePruner:
     def shared(self) -> dict[str, Any]:
         """What the manifest holds."""
         own = {"num_pruned": self.num_pruned, "kept_gates": self.kept_gates, "steps": self.history.steps}
+        own |= {"settled": True} if self.goal.settled else {}
         return self.state.shared() | own
 
     def restore(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
@@ -313,6 +316,9 @@ class StructurePruner:
         self.num_pruned, self.kept_gates = shared["num_pruned"], shared.get("kept_gates")
         self.history.load(tensors, shared)
         self.training.load(tensors)
+        self.goal = Goal(self.budget, self.units)
+        if shared.get("settled"):
+            self.goal.settle(self.state.keep)
 
     def load(self, tensors: dict[str, Tensor], shared: dict[str, Any]) -> None:
         """Go on from a checkpoint, even if this pruner is already past it."""

@@ -24,6 +24,25 @@ def test_what_cannot_be_reached_is_refused(tmp_path: Path, value: str, words: st
     assert words in refused(tmp_path / "run", f"train.export_at={value}")
 
 
+@pytest.mark.parametrize(
+    ("values", "budget", "words"),
+    [
+        ("[0.1]", "{name:shape,keep:{ffn:64}}", "structures are whole until their gates harden, and then 0.5"),
+        (
+            "[0.2]",
+            "{name:flops,sparsity:0.2,seq_len:16}",
+            "scores decide how many of the prunable weights pruners.g removes",
+        ),
+    ],
+)
+def test_what_no_export_on_the_way_would_lack_is_refused(tmp_path: Path, values: str, budget: str, words: str) -> None:
+    kinds = "[ffn]" if "shape" in budget else "[ffn,kv_groups]"
+    gates = ["~pruners.weights", "+pruner@pruners.g=obs", f"pruners.g.structures={kinds}"]
+    gates += ["pruners.g.gate={name:taylor}"]
+    gates += [f"pruners.g.budget={budget}", "pruners.g.schedule={name:one_shot,start:5}"]
+    assert words in refused(tmp_path / "run", f"train.export_at={values}", *gates)
+
+
 def test_nothing_to_reach_is_refused(tmp_path: Path) -> None:
     assert "nothing is pruned" in refused(tmp_path / "run", "train.export_at=[0.3]", "~pruners.weights")
 

@@ -48,6 +48,22 @@ def test_of_a_dead_run(run):
     assert (found.sparsity, found.restarts, found.updated) == (39.99, 1, 5000.5)
 
 
+def test_long_names_of_a_sweeps_members_take_no_room_of_their_state(run, tmp_path, capsys, monkeypatch):
+    """In a pipe a run is a line; on a terminal its name is folded."""
+    long = RunDir(tmp_path / ("pruners.weights.criterion.name=magnitude,seed=0" * 5))
+    run.path.rename(long.path)
+    with pytest.raises(SystemExit):
+        cli.main(["status", str(long.path)])
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "died" in line)
+    assert line.split()[0] == str(long.path) and "4000/30" in line and "soft" in line
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    with pytest.raises(SystemExit):
+        cli.main(["status", str(long.path)])
+    _, *shown = capsys.readouterr().out.splitlines()
+    assert len(shown) > 3 and max(map(len, shown)) <= 80 and "died" in shown[0] and "4000/30" in shown[0]
+
+
 def test_a_cut_that_goes_on_is_told_by_its_layers_and_one_that_has_ended_is_not(run):
     """Would catch: `dense` for the hours of a cut before the first step, and a cut whose journal waits for a save."""
     for step, layers in ((200, 3), (4000, 2)):

@@ -319,6 +319,7 @@ def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, ca
         ("", [], "is empty"),
         ('{"prompt": "a"', [], "has no whole row"),
         ('{"prompt": "a"\n{"prompt": "b"}\n', [], "line 1 is not JSON"),
+        ('{"prompt": "a \\ud83d"}\n' * 2, [], "line 1 is not text: '\\ud83d' is half of a character"),
         ('{"q": 1}\n', [], "line 1: there is no column prompt"),
         ('{"prompt": "a"}\n' * 2, ["--reference", "{folder}/old.csv"], "old.csv is a table, and only"),
         ('{"prompt": "a"}\n', [], "has no row that can be used in its first part, of 1 in all"),
@@ -337,6 +338,7 @@ def test_the_model_of_an_alias(llama: Path, tmp_path: Path, monkeypatch: Any, ca
         ('{"prompt": "a"}\n', ["--answer", "q"], "--answer needs a replay"),
         ('{"prompt": "a"}\n' * 2, ["--against", "champion"], "no registry in"),
         ('{"prompt": "a"}\n', ["--html", "{plain}/no.html"], "there is no folder"),
+        ('{"prompt": "a"}\n', ["--html", "/dev/stdout"], "give a file, beside which the history"),
         ('{"prompt": "a"}\n', ["--html", "{folder}/torn.html"], "is not a history of pat monitor"),
     ],
 )

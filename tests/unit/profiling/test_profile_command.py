@@ -212,6 +212,7 @@ if sys.argv[1] == "serve":
             self.send_response(200); self.end_headers()
     http.server.HTTPServer(("127.0.0.1", int(value("--port"))), Handler).serve_forever()
 n, tokens = int(value("--num-prompts")), int(value("--random-output-len"))
+assert "127.0.0.1" in os.environ["no_proxy"]
 assert sys.argv[1:3] == ["bench", "serve"] and "--ignore-eos" in sys.argv and "--save-detailed" in sys.argv
 result = {{"ttfts": [0.01] * n, "itls": [[0.002] * (tokens - 1)] * n, "errors": [""] * n}}
 json.dump(result, open(value("--result-dir") + "/" + value("--result-filename"), "w"))
@@ -226,6 +227,7 @@ def test_vllm_by_a_stand_in(llama: Path, tmp_path: Path, monkeypatch: pytest.Mon
     program.write_text(PROGRAM.format(python=sys.executable))
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")  # which nobody serves: a server here is asked directly
     a, b = figures(
         tmp_path, llama, llama, "--backend", "vllm", "--lengths", "8:4", "--batch-sizes", "1,3", "--warm-up", 0
     )

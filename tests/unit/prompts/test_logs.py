@@ -231,6 +231,7 @@ def test_bad_lines_are_left_out_when_asked(tmp_path: Path, capsys: Any) -> None:
     assert "1 prompts of 1 rows, 2 lines left out" in capsys.readouterr().out
     for name, text in (
         ("torn.jsonl", '{"prompt": "a"}\n{"pro\n{"prompt": "b"}\n'),
+        ("cut.jsonl", '{"prompt": "\\ud83d\\ude00"}\n{"prompt": "\\ud83d"}\n{"prompt": "b"}\n'),  # within an emoji
         ("torn.csv", "prompt,x\na,1\nb\nc,2\n"),
     ):
         (tmp_path / name).write_text(text)

@@ -14,6 +14,7 @@ from pat.pruning.weights.matrices import Matrices
 from pat.pruning.weights.pruner import WeightPruner
 from pat.schema import Config, PrunerConfig
 from tests import models as small
+from tests import one_rank
 
 STEPS, START, END = 20, 4, 12
 LINES = {name: {"name": name, "start": START, "end": END} for name in registry.names("schedule")}
@@ -66,6 +67,40 @@ def test_initial_is_a_sparsity_for_gates_as_for_masks(schedule: str, budget: dic
     )  # fmt: skip
     for t in range(STEPS):
         assert pruner.due(t) * final == pytest.approx(weight_pruner.target(t), abs=1e-9)
+
+
+def test_what_scores_decide_is_a_goal_only_once_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Would catch: a target that is announced as certain and missed, and gates that count as gone while they close."""
+    flops = {"name": "flops", "sparsity": 0.2, "seq_len": 16, "multiple_of": 1}
+    once = {"name": "one_shot", "start": 2, "hard_from": 6}
+    assert structure_pruner("taylor", flops, once).goal.is_certain
+    narrow = PrunerConfig(structures=["ffn", "kv_groups"], gate="taylor", budget=flops, schedule=once)
+    made, model = Config().changed(train__num_steps=STEPS, optim__lr=1e-3, pruners__narrow=narrow), small.model("llama")
+    with one_rank.alone():
+        _, pruner = one_rank.build(made, model)
+        (own,), totals, expected = pruner.structure_pruners, pruner.totals, pruner.totals.target
+        state, shared = own.tensors(), own.shared()
+        assert not own.goal.is_certain and "if all scores were equal; they decide what gives 20 % less FLOPs" in (
+            own.goal.in_words()
+        )
+        order = torch.arange(float(sum(own.units.sizes)))  # KV groups give as much as they can
+        scores = {
+            site.name: part + 1e3 * (site.structure == "ffn")
+            for site, part in zip(own.sites, own.units.split(order).values(), strict=True)
+        }
+        monkeypatch.setattr(own.training, "scores", lambda state: own.units.join(scores))
+        with torch.no_grad():
+            own.begin(2)
+            assert totals.sparsity > 0.0 == totals.exported and totals.target == expected
+            own.begin(6)
+        assert own.hardened and totals.target == totals.sparsity == totals.exported != expected
+        again = Pruner(made)
+        again.attach(small.model("llama"))
+        (other,) = again.structure_pruners
+        other.restore(own.tensors(), own.shared())
+        assert again.totals.target == totals.target and other.goal.is_certain
+        own.restore(state, shared)
+        assert totals.target == expected, "a run that goes back to before its cut"
 
 
 @pytest.mark.parametrize("gate", registry.names("gate"))

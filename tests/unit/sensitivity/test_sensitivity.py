@@ -285,6 +285,13 @@ def test_the_heat_map_is_a_picture_even_where_nothing_rises(tmp_path: Path) -> N
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_a_loss_that_is_no_number_is_the_most_whichever_layer_has_it(order: list[int]) -> None:
+    increases = [math.nan, 0.5, math.inf]
+    (column,) = (c for c in report.table(flat([increases[i] for i in order]), BASELINE).columns if c.justify == "right")
+    assert [*column.cells] == [f"nan, nan @ {order.index(0)}"]
+
+
 @pytest.mark.parametrize("broken", [math.inf, math.nan])
 def test_a_cell_that_is_no_number_leaves_the_others_their_colours(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: float

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -122,6 +123,7 @@ def raced(members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         go_on: bool = True,
         answers: int = 9,  # of Slurm for each job
         left_out: int = 0,  # of the members
+        changed: Mapping[str, Any] = MappingProxyType({}),  # keys of all of them
         **more: Any,
     ) -> tuple[int, Machine, dict[str, Any]]:
         asked = list[str]()
@@ -131,7 +133,10 @@ def raced(members: list[Member], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             return {job: "COMPLETED" if asked.count(job) <= answers else slurm.SILENT for job in jobs}
 
         out, machine = tmp_path / "r", Machine(codes or {}, losses)
-        moved = [replace(member, dir=out / member.name) for member in members[left_out:]]
+        moved = [
+            replace(member, dir=out / member.name, config=member.config.changed(**changed))
+            for member in members[left_out:]
+        ]
         y, heat = results.y_axis(members, "loss"), Heat(step, shared)
         new = Race(out, ["pat"], moved, y, heat, 1, lambda text: None, machine, **more)
         if "cluster" in more:  # what sbatch and squeue would do, and the job
@@ -218,6 +223,16 @@ def test_stopped_it_goes_on_and_repeats_no_heat(raced: Raced, code: int) -> None
     assert machine.started == [*((name, STEP) for name in NAMES if name not in done), (NAMES[1], "end")]
     code, machine, found = raced()
     assert (code, machine.started, found["winner"]) == (0, [(NAMES[1], "end")], NAMES[1])
+
+
+def test_shared_steps_of_another_config_are_not_taken_over(raced: Raced) -> None:
+    """Would catch: members that hold a fork and no config, and go on under a rate that it was not trained with."""
+    code, *_ = raced({NAMES[0]: ExitCode.PREEMPTED}, shared=FORK)
+    assert code == ExitCode.PREEMPTED
+    with pytest.raises(ValueError, match="share steps of another config .*optim.weight_decay was .*, now 0.5"):
+        raced(shared=FORK, changed={"optim__weight_decay": 0.5})
+    code, machine, _ = raced(shared=FORK)
+    assert code == 0 and machine.started[0] == (NAMES[0], STEP)
 
 
 def test_who_diverges_is_out_and_all_of_them_are_no_race(raced: Raced) -> None:
