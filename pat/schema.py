@@ -102,9 +102,13 @@ class DataConfig(Section, frozen=True):
         None,
         "configuration (subset) of the data set on the hub",
         only_with=".source!=json|csv|parquet|text|generated",
+        inherited=True,
     )
     revision: str | None = key(
-        None, "branch, tag or commit of the data set on the hub", only_with=".source!=json|csv|parquet|text|generated"
+        None,
+        "branch, tag or commit of the data set on the hub",
+        only_with=".source!=json|csv|parquet|text|generated",
+        inherited=True,
     )
     train: str | list[str] = key(
         "train",
@@ -342,7 +346,9 @@ class OptimConfig(Section, frozen=True):
         "all-but-embeddings: all but the tables of tokens and positions and a language model's output matrix; auto: "
         "that for a pretrained model and task=causal_lm, else all",
     )
-    head_lr: Finite | None = key(None, "learning rate of a new classification head; null: lr", gt=0, only_with="task")
+    head_lr: Finite | None = key(
+        None, "learning rate of a new classification head; null: lr", gt=0, only_with="task", inherited=True
+    )
     lr_schedule: str = key(
         "linear",
         "after the warm-up: linear or cosine, down to min_lr_ratio; constant; per_cut: linear, back to lr at every cut",

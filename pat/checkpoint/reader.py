@@ -44,7 +44,7 @@ def read_manifest(step_dir: str | Path) -> dict[str, Any]:
     """The manifest of a checkpoint directory; a missing, unreadable, torn or foreign one is a CheckpointError."""
     path = Path(step_dir) / "manifest.json"
     try:
-        manifest = json.loads(path.read_text())
+        manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as error:
         raise CheckpointError(f"{step_dir} was never finished: it has no manifest.json; use an older one.") from error
     except OSError as error:

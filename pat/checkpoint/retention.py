@@ -54,7 +54,7 @@ def step_of(name: str) -> int:
 def _names(root: Path) -> dict[Path, str]:
     """The names that there are, and what each points at."""
     names = [root / "latest", root / "best", root / "good", *root.glob(f"{REACHED}*")]
-    there = {p: p.read_text().strip() for p in names if p.is_file()}
+    there = {p: p.read_text(encoding="utf-8").strip() for p in names if p.is_file()}
     return {p: target for p, target in there.items() if _FOLDER.fullmatch(target)}
 
 
@@ -199,5 +199,5 @@ def _reached(run: RunDir, name: str) -> Path:
 
 def _target(root: Path, pointer: Path) -> Path:
     """The folder that a name points at, or what stands for it."""
-    name = pointer.read_text().strip()
+    name = pointer.read_text(encoding="utf-8").strip()
     return in_place(root).get(step_of(name), root / name) if _FOLDER.fullmatch(name) else root / name

@@ -19,7 +19,7 @@ def of_file(option: str, file: str) -> list[str]:
 
 def one_model(words: Sequence[str]) -> tuple[str | None, list[str]]:
     """(the model, the keys) among a command's words. Raises ValueError for two models."""
-    keys = [word for word in words if "=" in word or word.startswith("~")]
+    keys = [word for word in words if ("=" in word and not Path(word).is_dir()) or word.startswith("~")]
     models = [word for word in words if word not in keys]
     if len(models) > 1:
         raise ValueError(f"{' and '.join(models)} are {len(models)} models: give one")

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from pat.common import files
 from pat.common.machine import cpu_features
 
 
@@ -16,5 +17,5 @@ def extensions_dir(environment: Mapping[str, str]) -> Path:
     kinds of processor, for which it compiles."""
     parts = [sys.prefix, environment.get("DS_ACCELERATOR", ""), cpu_features()]
     parts += [importlib.metadata.version(name) for name in ("deepspeed", "torch")]
-    cache = Path(environment.get("PAT_CACHE") or "~/.cache/pat").expanduser()
-    return cache / "torch_extensions" / hashlib.sha256("|".join(parts).encode()).hexdigest()[:16]
+    digest = hashlib.sha256("|".join(parts).encode()).hexdigest()
+    return files.cache(environment.get("PAT_CACHE")) / "torch_extensions" / digest[:16]

@@ -69,6 +69,14 @@ def put_back(*paths: Path) -> Iterator[None]:
         raise
 
 
+def cache(given: str | None) -> Path:
+    """The folder for what can be made again: the given one, else ~/.cache/pat. Raises ValueError."""
+    try:
+        return Path(given or "~/.cache/pat").expanduser()
+    except RuntimeError:
+        raise ValueError("there is no home directory: set PAT_CACHE to a folder for what can be made again") from None
+
+
 def check_writable(file: Path, key: str) -> None:
     """ValueError where the file could not be written: called before the work whose result it will hold."""
     if os.path.isdir(file):
@@ -209,6 +217,6 @@ def finite(value: Any) -> Any:
 def read_json(path: str | Path) -> Any | None:
     """The content, or None where there is no (whole) file."""
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return None

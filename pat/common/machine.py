@@ -15,7 +15,7 @@ CGROUPS = Path("/sys/fs/cgroup")
 def boot_id() -> str:
     """One for all containers of a machine, and another after it was started again; where Linux has none, its name."""
     try:
-        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     except OSError:
         return platform.node()
 
@@ -23,7 +23,7 @@ def boot_id() -> str:
 def cpu_name() -> str:
     """The processor's name, as the kernel gives it."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -33,7 +33,7 @@ def cpu_name() -> str:
 def cpu_features() -> str:
     """The instructions that the processor has, as the kernel lists them; else its architecture."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return platform.machine()
     lists = (line.partition(":")[2].strip() for line in lines if line.startswith(("flags", "Features")))
@@ -58,8 +58,8 @@ def usable_cores() -> int:
 def _quota() -> list[str]:
     """Microseconds of all cores, and in how many of them; the first is no positive number where there is no limit."""
     if (CGROUPS / "cpu.max").exists():
-        return (CGROUPS / "cpu.max").read_text().split()
-    return [(CGROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text() for name in ("quota", "period")]
+        return (CGROUPS / "cpu.max").read_text(encoding="utf-8").split()
+    return [(CGROUPS / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="utf-8") for name in ("quota", "period")]
 
 
 def free_cores(seconds: float = 0.2) -> float:
@@ -76,7 +76,7 @@ def _idle_seconds() -> float:
     """For how long this process's cores have had nothing to do since the machine started; 0 if the kernel is silent."""
     cores = {f"cpu{core}" for core in os.sched_getaffinity(0)}
     try:
-        lines = [line.split() for line in Path("/proc/stat").read_text().splitlines()]
+        lines = [line.split() for line in Path("/proc/stat").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return 0.0
     # Waiting for a disk is idle as well.

@@ -93,7 +93,7 @@ def _paths(package: str) -> list[Path]:
 
 def _tree(path: Path) -> ast.Module:
     with _parsing:
-        return ast.parse(path.read_text(), str(path))
+        return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
 @cache

@@ -75,6 +75,12 @@ def drop_replaced_fields(pruners: dict[str, Any], given: Mapping[str, Any]) -> N
                 settings[kind] = {**kept, "name": chosen}
 
 
+def take_data_group(data: dict[str, Any], given: Mapping[str, Any]) -> None:
+    """`data=json` counts also where a recipe's body names a source, which Hydra composes after the group."""
+    if "data.source" not in given and given.get("data") in (*FILES, "generated", "mixture"):
+        data["source"] = given["data"]
+
+
 def check_replaced_files(data: Mapping[str, Any], given: Collection[str]) -> None:
     """ValueError where the command line replaces one of a recipe's files, train or eval, and leaves the other."""
     sources = data["sources"] or {}

@@ -56,6 +56,7 @@ def compose(
     then. Returns the first exit code that is not 0. Raises ValueError, in one sentence, for what cannot be composed.
     """
     _register()
+    _check_names(arguments)
     codes: list[int] = []
     errors: list[ValueError | OSError] = []
 
@@ -82,6 +83,10 @@ def compose(
             main()
     except (HydraException, OmegaConfBaseException, yaml.YAMLError) as error:
         raise ValueError(explain(error)) from error
+    except RecursionError as error:
+        raise ValueError(
+            "a recipe builds on itself without end: in its defaults name another as `- NAME`, not as `- /recipe: NAME`"
+        ) from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{_not_text(arguments)} is not text in UTF-8: {error.reason}") from error
     for error in errors:
@@ -110,7 +115,11 @@ def finish(cfg: DictConfig, overrides: Sequence[str], guarded: bool = True) -> C
         raise ValueError(f"no value for {', '.join(map(_how_to_choose, sorted(missing)))}{hint}")
     given = command_line.given_keys(overrides)
     content: Any = OmegaConf.to_container(cfg, resolve=True)
+    for name in ("run", "model", "data", "task", "train", "engine", "optim", "distill", "peft", "logger"):
+        if name not in content:
+            raise ValueError(f"~{name} would take a whole section away: set its keys, {name}.KEY=VALUE")
     command_line.drop_merged(content, overrides)
+    command_line.take_data_group(content["data"], given)
     command_line.drop_replaced_fields(content["pruners"], given)
     _expand_home(content)
     take_files_in(content)
@@ -163,11 +172,24 @@ def _how_to_choose(key: str) -> str:
     return f"{key} ({how[key]})" if key in how else key
 
 
+def _own_folders(arguments: Sequence[str]) -> list[Path]:
+    """Those of --config-dir."""
+    after = [value for flag, value in zip(arguments, arguments[1:], strict=False) if flag in ("--config-dir", "-cd")]
+    return [Path(each) for each in (*after, *(a[13:] for a in arguments if a.startswith("--config-dir=")))]
+
+
+def _check_names(arguments: Sequence[str]) -> None:
+    """ValueError for a file of --config-dir that Hydra would pass over, as pat has one of that name."""
+    for folder in _own_folders(arguments):
+        for path in sorted(folder.rglob("*.yaml")):
+            name = path.relative_to(folder)
+            if name.parts[0] != "cluster" and (conf_dir() / name).is_file():  # of clusters one's own comes first
+                raise ValueError(f"{path} has the name of a file of pat's own, which would be read: rename it")
+
+
 def _not_text(arguments: Sequence[str]) -> str:
     """The config file that Hydra could not decode; it does not say which."""
-    roots = [conf_dir(), *(Path(after) for flag, after in zip(arguments, arguments[1:], strict=False)
-                           if flag in ("--config-dir", "-cd"))]  # fmt: skip
-    for path in (path for root in roots for path in sorted(root.rglob("*.yaml"))):
+    for path in (path for root in (conf_dir(), *_own_folders(arguments)) for path in sorted(root.rglob("*.yaml"))):
         try:
             path.read_text(encoding="utf-8")
         except UnicodeDecodeError:

@@ -79,7 +79,7 @@ def _unset(model: type[Config]) -> DictConfig:
 def load(path: str | Path) -> Config:
     """The typed config from a run's config.yaml. ValueError where it cannot be read or is not valid."""
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = error.strerror if isinstance(error, OSError) else " ".join(str(error).split())
         raise ValueError(f"cannot read the run's config {path}: {reason}") from error

@@ -12,7 +12,7 @@ from pat.schema import Config
 def read_hostfile(path: str | Path) -> dict[str, int]:
     """Host -> ranks on it, of lines `HOST slots=N`; ValueError for anything else."""
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
         raise ValueError(f"engine.hostfile={path} cannot be read: {reason}") from None

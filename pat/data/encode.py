@@ -60,7 +60,7 @@ def encode(
             load_from_cache_file=False,
             new_fingerprint=hash_of(folder.name, split),
         )
-    notes = [json.loads(path.read_text()) for path in work.notes.glob("*.json")]
+    notes = [json.loads(path.read_text(encoding="utf-8")) for path in work.notes.glob("*.json")]
     shutil.rmtree(work.notes)
     counts: Counter[str] = Counter()
     for note in notes:

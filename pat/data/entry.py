@@ -29,7 +29,7 @@ FORMAT = 7  # of an entry; another format is another entry
 
 def root(cfg: DataConfig) -> Path:
     """The folder of all entries, made if it is not there. Raises ValueError."""
-    folder = Path(cfg.cache_dir or os.environ.get("PAT_CACHE") or "~/.cache/pat").expanduser()
+    folder = files.cache(cfg.cache_dir or os.environ.get("PAT_CACHE"))
     files.make(folder, "data.cache_dir" if cfg.cache_dir else "PAT_CACHE")
     return folder
 
@@ -52,7 +52,7 @@ def filled(folder: Path, build: Callable[[Path], dict[str, Any]]) -> bool:
 
 def info(folder: Path) -> dict[str, Any]:
     """What was said of the entry when it was built."""
-    return json.loads((folder / "info.json").read_text())
+    return json.loads((folder / "info.json").read_text(encoding="utf-8"))
 
 
 def _make(folder: Path, build: Callable[[Path], dict[str, Any]]) -> None:

@@ -247,7 +247,7 @@ def _file_digest(path: str, memory: Path) -> str:
     stamp = [real, stat.st_size, stat.st_mtime_ns, stat.st_ino]
     note = memory / f"{hashlib.sha256(real.encode()).hexdigest()[:32]}.json"
     try:
-        remembered = json.loads(note.read_text())
+        remembered = json.loads(note.read_text(encoding="utf-8"))
         if remembered["stamp"] == stamp:
             return remembered["sha256"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -174,7 +174,7 @@ def _write(
         "names_reason": stored.reason,
         "logits": logits,
     }
-    (folder / "README.md").write_text(model_card(config, result))
+    (folder / "README.md").write_text(model_card(config, result), encoding="utf-8")
     write_json(folder / "export.json", result)
     return result
 

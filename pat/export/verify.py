@@ -213,7 +213,7 @@ def _check_names(folder: Path, weight_map: dict[str, str]) -> None:
             if set(file.keys()) != expected:
                 raise ExportError(f"{folder / file_name} holds other tensors than were written.")
     index = folder / "model.safetensors.index.json"
-    if json.loads(index.read_text())["weight_map"] != weight_map:
+    if json.loads(index.read_text(encoding="utf-8"))["weight_map"] != weight_map:
         raise ExportError(f"{index} does not match the files.")
 
 

@@ -117,7 +117,7 @@ def _openmpi_environment(env: Mapping[str, str]) -> RankEnvironment | None:
     return RankEnvironment(
         rank=rank,
         world_size=size,
-        local_rank=_number(env, "OMPI_COMM_WORLD_LOCAL_RANK"),
+        local_rank=0 if _one_device(env) else _number(env, "OMPI_COMM_WORLD_LOCAL_RANK"),
         master_addr=address,
         master_port=int(env.get("MASTER_PORT") or _port(job)),
         launcher="openmpi",

@@ -36,7 +36,7 @@ class Process:
         """The process that has this pid on this machine now, if it is more than a zombie."""
         try:
             # The command name, in parentheses, may hold anything; state is the first field after it.
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
         except OSError:
             return None
         return None if fields[0] in "ZX" else Process(pid, int(fields[19]))
@@ -150,7 +150,7 @@ def held_since(run_dir: Path) -> float | None:
     the epoch; None: there is none."""
     lock = RunDir(run_dir).lock
     try:
-        pid, _, host = lock.read_text().partition(" on ")
+        pid, _, host = lock.read_text(encoding="utf-8").partition(" on ")
         held = host == HOST and any(_same(file, lock) for file in Path(f"/proc/{int(pid)}/fd").iterdir())
         return lock.stat().st_mtime if held else None
     except (OSError, ValueError):  # no lock, no such process, or another user's

@@ -46,7 +46,7 @@ _OFFLINE = ("HF_HUB_OFFLINE=1", "HF_DATASETS_OFFLINE=1", "WANDB_MODE=offline")
 
 def template() -> str:
     """The batch script, before it is filled in."""
-    return Path(__file__).with_name("train.sbatch").read_text()
+    return Path(__file__).with_name("train.sbatch").read_text(encoding="utf-8")
 
 
 def fit_ranks(config: Config, cluster: ClusterConfig) -> Config:
@@ -131,7 +131,7 @@ def needed_lead_s(run: Path) -> int | None:
     """SLACK_S + 2 (longest save + longest step) of this run so far, in seconds; None before its first save."""
     longest = {"checkpoint/seconds": 0.0, "train/step_seconds": 0.0}
     try:
-        lines = RunDir(run).metrics.read_text().splitlines()
+        lines = RunDir(run).metrics.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     for line in lines:

@@ -147,8 +147,8 @@ def _state(run: Path, exit_: dict[str, Any] | None, job_state: str | None) -> st
 
 def _num_steps(config: Path) -> int | None:
     try:
-        return yaml.safe_load(config.read_text())["train"]["num_steps"]
-    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return yaml.safe_load(config.read_text(encoding="utf-8"))["train"]["num_steps"]
+    except (OSError, ValueError, yaml.YAMLError, KeyError, TypeError):
         return None
 
 

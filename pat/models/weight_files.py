@@ -99,7 +99,7 @@ def _check_index(index: Path, key: str) -> None:
     if not index.is_file():
         return
     try:
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     except (OSError, ValueError, AttributeError, LookupError, TypeError):
         raise ValueError(f"{key}: {index} is not a readable index of weights: {_WHAT_TO_DO}") from None
     missing = [name for name in names if not (index.parent / name).exists()]

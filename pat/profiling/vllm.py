@@ -131,7 +131,7 @@ class Server:
         )
 
     def _why(self) -> str:
-        return why(Path(self.log.name).read_text(errors="replace"))
+        return why(Path(self.log.name).read_text(encoding="utf-8", errors="replace"))
 
 
 def why(log: str) -> str:

@@ -154,7 +154,7 @@ def _peak(device: str, backend: str, before: int, weights: int) -> int | None:
 def _resident(key: str) -> int:
     """Bytes of this process that are in memory (VmRSS), or were at most (VmHWM)."""
     try:
-        lines = Path("/proc/self/status").read_text().splitlines()
+        lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     except OSError:  # another system: the most so far, for both
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return next(int(line.split()[1]) << 10 for line in lines if line.startswith(f"{key}:"))

@@ -113,7 +113,7 @@ def check_whole(folder: Path, manifest: Manifest) -> None:
 def read_export(folder: Path) -> dict[str, Any]:
     """export.json's content; empty where there is none. ValueError where it is not readable, or of another form."""
     try:
-        content = json.loads((folder / EXPORT).read_text())
+        content = json.loads((folder / EXPORT).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError):

@@ -112,7 +112,7 @@ def _of_run(folder: Path) -> Iterator[tuple[str, int, int]]:
 def _pointed(pointer: Path) -> str | None:
     """The directory that a pointer names: one in the same folder."""
     try:
-        name = pointer.read_text().strip()
+        name = pointer.read_text(encoding="utf-8").strip()
     except OSError:
         return None
     return name if re.fullmatch(r"step-\d+", name) and (pointer.parent / name).is_dir() else None

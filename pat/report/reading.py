@@ -57,7 +57,7 @@ def read_run(path: Path) -> Run:
 
     directory = RunDir(path)
     try:
-        config = yaml.safe_load(directory.config.read_text())
+        config = yaml.safe_load(directory.config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {directory.config}: {str(error).splitlines()[0]}") from None
     return Run(
@@ -75,7 +75,7 @@ def read_run(path: Path) -> Run:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics.jsonl in the order of their steps; torn ones are left out."""
     try:
-        raw = path.read_text(errors="replace").splitlines()
+        raw = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return []
     lines = []

@@ -50,4 +50,4 @@ def _environment() -> Any:
 
 @cache
 def _template(name: str) -> str:
-    return (files("pat.report") / "templates" / name).read_text()
+    return (files("pat.report") / "templates" / name).read_text(encoding="utf-8")

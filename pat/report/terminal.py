@@ -104,7 +104,7 @@ class View:
 def view(run: Path, followed: Followed) -> View:
     """The current state of a run, from its files. ValueError where its config cannot be read."""
     try:
-        config = yaml.safe_load(RunDir(run).config.read_text())
+        config = yaml.safe_load(RunDir(run).config.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"cannot read {RunDir(run).config}: {str(error).splitlines()[0]}; give a run") from None
     lines, stands = followed.read(), status(run)

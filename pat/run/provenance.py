@@ -57,7 +57,7 @@ def git_commit() -> str | None:
 def latest_step(run_dir: Path) -> int:
     """Step of the newest checkpoint; 0 without any."""
     try:
-        return int((RunDir(run_dir).checkpoints / "latest").read_text().strip().removeprefix("step-"))
+        return int((RunDir(run_dir).checkpoints / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))
     except (OSError, ValueError):
         return 0
 
@@ -76,7 +76,7 @@ def read(run_dir: Path) -> list[dict[str, Any]]:
     """All starts, oldest first; a line that a crash has torn is left out."""
     starts = []
     with contextlib.suppress(OSError):
-        for line in RunDir(run_dir).starts.read_text().splitlines():
+        for line in RunDir(run_dir).starts.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(ValueError):
                 starts.append(json.loads(line))
     return starts

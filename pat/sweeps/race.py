@@ -201,7 +201,7 @@ class Race:
         run = RunDir(member.dir)
         if summary := files.read_json(run.summary):
             return summary["metrics"][self.y.name]
-        lines = [json.loads(line) for line in run.metrics.read_text().splitlines()]
+        lines = [json.loads(line) for line in run.metrics.read_text(encoding="utf-8").splitlines()]
         key = f"{UNTIL}/{self.y.name}"
         return next(line[key] for line in reversed(lines) if key in line)
 

@@ -187,8 +187,9 @@ def check_hosts(members: Sequence[Member], jobs: int) -> None:
 def last_sentence(log: Path) -> str:
     """The last message of a member: its own sentence if there is one, else its last line."""
     try:
-        lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+        text = log.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     said = [line.removeprefix("pat: ") for line in lines if line.startswith("pat: ")]
     return (said or lines or [""])[-1]

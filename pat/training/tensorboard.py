@@ -82,4 +82,4 @@ class TensorBoard:
 
 def _lines(path: Path) -> list[dict[str, Any]]:
     """Whole lines, as `keep_until` leaves them."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []

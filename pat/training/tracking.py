@@ -173,7 +173,7 @@ class _Wandb:
             group=logger.group,
             tags=logger.tags,
             name=self.config.run.name,
-            id=identity.read_text(),
+            id=identity.read_text(encoding="utf-8"),
             resume="allow",
             dir=self.dir.path,
             mode=mode,

@@ -97,7 +97,7 @@ def _user_config(value: Any) -> dict[str, Any]:
         return {}
     if isinstance(value, str):
         try:
-            value = json.loads(Path(value).read_text())
+            value = json.loads(Path(value).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ValueError(f"engine.deepspeed={value}: not a readable DeepSpeed JSON ({error})") from error
     if not is_mapping(value):

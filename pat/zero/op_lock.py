@@ -88,7 +88,7 @@ class HeldBaton(FileBaton):
             found = self._lock.stat()
         except FileNotFoundError:
             return False
-        own = found.st_ino == self._file.stat().st_ino and self._file.read_text() == boot_id()
+        own = found.st_ino == self._file.stat().st_ino and self._file.read_text(encoding="utf-8") == boot_id()
         return own or time.time() - found.st_mtime > ABANDONED_S
 
 

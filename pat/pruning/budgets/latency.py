@@ -67,7 +67,7 @@ class Latency(StructureBudget):
 
 def _read(path: Any) -> dict[str, Any]:
     try:
-        content: Any = path if is_mapping(path) else json.loads(Path(path).read_text())
+        content: Any = path if is_mapping(path) else json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError):
         raise ValueError(
             f"budget.table {path} cannot be read: make it with `pat profile MODEL --table {path}`."

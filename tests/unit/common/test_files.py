@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -150,3 +151,22 @@ def test_commands_write_their_files_before_they_print() -> None:
                 seen += bool(written)
                 late += [f"{path.name}: {function.name}"] * (written > told)
     assert seen >= 14 and not late, (seen, late)
+
+
+def test_without_a_home_directory_the_cache_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container that runs as a number nobody has."""
+    monkeypatch.setattr(Path, "expanduser", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    with pytest.raises(ValueError, match="set PAT_CACHE to a folder"):
+        files.cache(None)
+
+
+def test_text_is_utf8_whatever_the_locale(repository: Path) -> None:
+    """Would catch: what pat has written as UTF-8, read in the encoding of a cluster's old locale."""
+    left = [
+        f"{path.name}:{call.lineno}"
+        for path in (repository / "pat").rglob("*.py")
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "read_text"
+        if not any(each.arg == "encoding" for each in call.keywords)
+    ]
+    assert not left

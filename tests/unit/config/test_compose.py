@@ -280,6 +280,38 @@ def test_files_for_training_and_evaluation_are_replaced_together(recipe):
     assert composed(name, "data.max_length=20").data.eval == composed(name).data.eval
 
 
+@pytest.mark.parametrize("data", ["data=json", "data.source=json"])
+def test_ones_own_file_takes_the_place_of_a_recipes_data_set(data):
+    """Would catch: the source in a recipe's body, which is composed after the group; and its subset, refused as one's
+    own."""
+    config = composed("recipe=llama3_8b", data, "data.train=mine.jsonl")
+    assert (config.data.source, config.data.train) == ("json", "mine.jsonl")
+    assert composed("recipe=llama3_8b").data.subset == "sample-10BT"
+    assert "data.subset" in refused("recipe=llama3_8b", data, "data.train=mine.jsonl", "data.subset=x")
+
+
+def test_a_file_that_would_be_passed_over_is_refused(tmp_path):
+    """Would catch: Hydra, which reads pat's own file of that name, and trains what was not asked for."""
+    for place in ("recipe/parity.yaml", "optim/adamw.yaml", "cluster/local.yaml"):
+        (tmp_path / place).parent.mkdir()
+        (tmp_path / place).write_text("")
+        ways = (["--config-dir", str(tmp_path)], [f"--config-dir={tmp_path}"])
+        for way in ways if "cluster" not in place else ():
+            assert f"{place} has the name of a file of pat's own" in refused("recipe=parity", *way)
+        (tmp_path / place).rename(tmp_path / place.replace(".yaml", "2.yaml"))
+    composed("recipe=parity", "--config-dir", str(tmp_path))
+
+
+def test_a_recipe_that_builds_on_itself_is_refused(tmp_path):
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - /recipe: parity\n  - _self_\n")
+    assert "name another as `- NAME`" in refused("recipe=mine", "--config-dir", str(tmp_path))
+
+
+def test_a_section_cannot_be_taken_away():
+    assert "~train would take a whole section away" in refused("recipe=parity", "~train")
+
+
 def test_files_of_a_mixture_are_replaced_together(tmp_path):
     (tmp_path / "recipe").mkdir()
     mixed = "  source: mixture\n  sources: {a: {source: json, train: a.jsonl, eval: b.jsonl}, c: {source: generated}}\n"

@@ -10,6 +10,7 @@ import pytest
 from transformers import AutoConfig
 
 from pat.commands import prune
+from pat.commands._overrides import one_model
 from pat.common.files import write_json
 from tests import models as small
 
@@ -144,3 +145,10 @@ def test_a_misspelt_folder_is_no_name_to_look_up(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(AutoConfig, "from_pretrained", lambda *_, **__: 1 / 0)
     with pytest.raises(ValueError, match=r"There is no folder MODEL='exports/dens' .* did you mean dense\?"):
         prune.main(["exports/dens", "--data", "t.jsonl", "--sparsity", "0.5", "--out", "out"])
+
+
+def test_a_folder_with_an_equals_sign_in_its_name_is_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As exports of sweeps' members and of named checkpoints have it."""
+    (tmp_path / "exports" / "sparsity=0.3").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert one_model(["exports/sparsity=0.3", "seed=1"]) == ("exports/sparsity=0.3", ["seed=1"])

@@ -73,6 +73,8 @@ def test_rank_of_mpirun():
     assert rank_environment(MPI | {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0"}) is None
     found = rank_environment(MPI)
     assert found and (found.rank, found.world_size, found.local_rank, found.launcher) == (2, 4, 1, "openmpi")
+    alone = rank_environment(MPI | {"CUDA_VISIBLE_DEVICES": "1"})
+    assert alone and (alone.rank, alone.local_rank) == (2, 0), "a task's only GPU is its number 0"
     assert found.master_addr == "127.0.0.1", "all ranks are on this machine"
     other = rank_environment(MPI | {"PMIX_NAMESPACE": "prterun-vm-9@1"})
     assert other and other.master_port != found.master_port
