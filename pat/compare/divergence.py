@@ -28,4 +28,5 @@ def first_difference(a: list[int], b: list[int]) -> int | None:
 
 def _kl(a: Tensor, b: Tensor) -> Tensor:
     log_a, log_b = a.double().log_softmax(-1), b.double().log_softmax(-1)
-    return (log_a.exp() * (log_a - log_b)).sum(-1).clamp(min=0.0)
+    p = log_a.exp()
+    return torch.where(p > 0, p * (log_a - log_b), 0.0).sum(-1).clamp(min=0.0)  # 0 log 0 = 0, also of masked words

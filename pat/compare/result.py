@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pat.common import slices
+from pat.common.files import finite
 from pat.compare.pairs import Asked, Outcome, Pair
 from pat.statistics.paired import Difference, difference, holm
 
@@ -66,8 +67,8 @@ class Comparison:
     what: str = "prompts"  # or samples
 
     def plain(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        return asdict(self)
+        """Plain values for JSON; null where a number is infinite."""
+        return finite(asdict(self))
 
 
 def compare(asked: Asked, a: str, b: str, confidence: float = 0.95, seed: int = 0) -> Comparison:

@@ -38,6 +38,7 @@ class Evidence:
     change: Quantity | None = None  # v - b
     ratio: Quantity | None = None  # v / b
     n: int | None = None  # samples or prompts
+    units: int | None = None  # of which several count as one, as copies of a prompt; None: none do
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def judge(
         edge = q.low if at_least else q.high
         inside, said = _inside(q.value, value, at_least), ""
         ends = [end for end in (q.low, q.high) if end is not None]
-        of_one = not ends and known.n == 1
+        of_one = not ends and (known.units or known.n) == 1
         certain = not of_one and all(_inside(end, value, at_least) is inside and not math.isnan(end) for end in ends)
         if confident and inside and of_one:
             inside, said = False, ", by more than one prompt or sample"

@@ -101,14 +101,17 @@ class Gate:
         """Only the quantities that the bounds need: resampling takes a while."""
         how = (places, self.confidence, self.seed)
         measured = _quantity(estimate(v, *how)) if {"min", "max"} & set(bounds) else Quantity(v.of(places))
+        of_places = v.units_at(places)
+        units = None if of_places is None else np.unique(of_places).size
         if b is None:
-            return Evidence(measured, n=places.size)
+            return Evidence(measured, n=places.size, units=units)
         return Evidence(
             measured,
             b.of(places),
             _quantity(difference(b, v, *how)) if {"drop", "rise"} & set(bounds) else None,
             _quantity(ratio(b, v, *how)) if "ratio" in bounds else None,
             places.size,
+            units,
         )
 
     def _slices(self, variant: Facts, baseline: Facts | None) -> Iterator[Check]:

@@ -74,11 +74,12 @@ class MlflowBackend:
         for name in ("mlflow", "alembic"):  # long traces; `_said` reports the important part once
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.uri.startswith("sqlite:///"):
-            self._require(Path(self.uri.removeprefix("sqlite:///")), MlflowClient, new)
+            place, _, query = self.uri.removeprefix("sqlite:///").partition("?")
+            self._require(Path(place), MlflowClient, new, query)
         with self._said():
             self._client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
 
-    def _require(self, file: Path, client: Any, new: bool) -> None:
+    def _require(self, file: Path, client: Any, new: bool, query: str) -> None:
         """The database is created beside its place and renamed: a kill leaves either all its tables or no file."""
         if file.exists():
             return
@@ -90,7 +91,8 @@ class MlflowBackend:
         part.unlink(missing_ok=True)
         try:
             with self._said():
-                client(tracking_uri=f"sqlite:///{part}", registry_uri=f"sqlite:///{part}").search_registered_models()
+                uri = f"sqlite:///{part}" + f"?{query}" * bool(query)
+                client(tracking_uri=uri, registry_uri=uri).search_registered_models()
             with contextlib.closing(sqlite3.connect(part)) as made:
                 made.execute("PRAGMA wal_checkpoint(TRUNCATE)")
             os.replace(part, file)

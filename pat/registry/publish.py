@@ -12,8 +12,8 @@ from pat.registry.registry import Registry, Version
 class Mirror(Protocol):
     """What `publish` needs of that place, such as W&B's artifacts. Each call raises BackendError."""
 
-    def has(self, name: str, number: int) -> bool:
-        """Whether it has that version, whole."""
+    def has(self, name: str, number: int) -> str | None:
+        """The variant_sha256 of that version there, "" where it says none; None: there is none that is whole."""
         ...
 
     def put(self, name: str, number: int, folder: Path, said: Mapping[str, str]) -> None:
@@ -28,11 +28,17 @@ class Mirror(Protocol):
 def publish(registry: Registry, versions: Sequence[Version], mirror: Mirror, say: Callable[[str], None]) -> None:
     """Copy missing versions, then the aliases. Repeating it changes nothing, and completes an interrupted call.
 
-    Raises DamagedError for a version whose files are not what was added, BackendError where the mirror fails.
+    Raises ValueError where a number is another model there, DamagedError for a version whose files are not what was
+    added, BackendError where the mirror fails.
     """
     for version in versions:
         label = f"{version.name} version {version.number}"
-        if mirror.has(version.name, version.number):
+        held = mirror.has(version.name, version.number)
+        if held is not None:
+            if held not in ("", version.variant_sha256):
+                raise ValueError(
+                    f"{label} is there already, with other files, as of another registry: give another --project"
+                )
             say(f"{label} is there already")
             continue
         mirror.put(version.name, version.number, registry.checked(version), _said(version))

@@ -40,10 +40,12 @@ class WandbMirror:
             with self._said():
                 self._api = wandb.Api(overrides={key: value for key, value in self._place.items() if value})
 
-    def has(self, name: str, number: int) -> bool:
-        """Whether the artifact exists; one that was not logged completely has no alias."""
+    def has(self, name: str, number: int) -> str | None:
+        """What the artifact says of its variant; one that was not logged completely has no alias."""
         with self._said():
-            return bool(self._api.artifact_exists(_path(name, number), type=TYPE))
+            if not self._api.artifact_exists(_path(name, number), type=TYPE):
+                return None
+            return str(self._api.artifact(_path(name, number), type=TYPE).metadata.get("pat.variant_sha256", ""))
         raise AssertionError
 
     def put(self, name: str, number: int, folder: Path, said: Mapping[str, str]) -> None:

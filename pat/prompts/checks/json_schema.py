@@ -16,6 +16,7 @@ from referencing.exceptions import Unresolvable
 from pat.common.keys import key
 from pat.prompts.checks import Check, shown
 
+DEEP = 30  # levels of an output, beyond which it and not the schema is blamed
 _FENCED = re.compile(r"\A```(?:json)?\s*\n(.*?)\n?```\Z", re.DOTALL)
 
 
@@ -43,17 +44,28 @@ class JsonSchema(Check, frozen=True):
         fenced = _FENCED.match(text)
         try:
             value = json.loads(fenced[1] if fenced else text, parse_constant=_refuse)
-        except ValueError:
+        except (ValueError, RecursionError):  # a model may open a thousand brackets
             return f"{shown(output)} is no JSON"
         try:
             error = best_match(Draft202012Validator(self.schema_, registry=Registry()).iter_errors(value))
         except Unresolvable as missing:
             raise ValueError(f"the schema refers to {missing.ref}, which is not in it: put it under $defs") from None
         except RecursionError:
-            raise ValueError(
-                "the schema refers to itself without end, or the output is nested too deeply for it"
-            ) from None
+            if isinstance(value, dict | list) and _depth(value) > DEEP:
+                return f"{shown(output)} is nested too deeply"
+            raise ValueError("the schema refers to itself without end") from None
+        except OverflowError:
+            return f"{shown(output)} has a number that is out of range"
         return None if error is None else f"{error.json_path}: {shown(error.message)}"
+
+
+def _depth(value: Any) -> int:
+    """How many lists and mappings are within each other."""
+    depth, level = 0, [value]
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        level = [inner for each in level for inner in (each.values() if isinstance(each, dict) else each)]
+    return depth
 
 
 def _refuse(constant: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -44,7 +45,13 @@ class MustAnswer(Check, frozen=True):
 def refusal(output: str, phrases: Sequence[str]) -> str | None:
     """The phrase of a refusal that is in the output."""
     held = _plain(output)
-    return next((phrase for phrase in phrases or PHRASES if _plain(phrase) in held), None)
+    return next((phrase for phrase in phrases or PHRASES if _is_in(_plain(phrase), held)), None)
+
+
+def _is_in(phrase: str, held: str) -> bool:
+    """Whether it is there as words: "as an ai" is not in "as an aide"."""
+    before, after = (r"\b" if phrase and re.match(r"\w", end) else "" for end in (phrase[:1], phrase[-1:]))
+    return re.search(before + re.escape(phrase) + after, held) is not None
 
 
 def _plain(text: str) -> str:

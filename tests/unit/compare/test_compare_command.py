@@ -12,6 +12,7 @@ import torch
 from transformers import LlamaForCausalLM
 
 from pat import cli
+from pat.compare.divergence import kl
 from pat.evaluation import prompts
 from pat.evaluation.models import opened
 from pat.models.tokenizers import byte_tokenizer
@@ -264,3 +265,10 @@ def test_what_cannot_be_asked(llamas: list[Path], classifiers: list[Path], tmp_p
     ):
         assert run(*models_, "--mix", mix) == 2
         assert sentence in capsys.readouterr().err
+
+
+def test_words_that_a_model_never_gives_have_no_part_in_the_divergence() -> None:
+    """0 log 0 is 0: a model that masks a part of its vocabulary with -inf."""
+    logits = torch.tensor([[1.0, 2.0, -torch.inf]])
+    assert kl(logits, logits).tolist() == [0.0]
+    assert kl(logits, torch.tensor([[2.0, 1.0, 0.0]])).isfinite().all()

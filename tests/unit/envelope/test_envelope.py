@@ -137,3 +137,11 @@ def test_a_slice_of_which_the_baseline_has_nothing_cannot_get_worse() -> None:
     dense = {"accuracy": 0.5, "accuracy[label=rare]": 0.0}
     found = of_training.figures(named, dense, dense, dict.fromkeys(named, True), ["accuracy[label=rare]"])
     assert found["inside"] and found["limits"]["accuracy[label=rare]"] == 0.0
+
+
+@pytest.mark.parametrize(("units", "passed"), [(None, True), (2, True), (1, False)])
+def test_copies_of_one_prompt_are_no_evidence(units: int | None, passed: bool) -> None:
+    """Would catch: four copies of a prompt, which have no interval, taken for four prompts."""
+    known = Evidence(Quantity(0.5), 0.4, Quantity(0.1), n=4, units=units)
+    (check,) = judge.judge("x", spec.Limit(rise=0.2), known, False, confident=True)
+    assert check.passed is passed

@@ -30,7 +30,9 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str], list[str]]]] = {
     "json_schema": [
         ({"schema": SCHEMA}, ['{"year": 3}', '```json\n{"year": 3}\n```'], ['{"year": "3"}', "{}", 'so: {"year": 3}']),
         ({"schema": {"$ref": "#/$defs/n", "$defs": {"n": {"minimum": 2}}}}, ["2"], ["1"]),
-        ({"schema": {"type": "number"}}, ["2"], ["NaN", "-Infinity"]),
+        ({"schema": {"type": "number"}}, ["2"], ["NaN", "-Infinity", "[" * 5000]),
+        ({"schema": {"multipleOf": 0.01}}, ["2"], ["1e999"]),
+        ({"schema": {"items": {"$ref": "#"}}}, ["[[2]]"], ["[" * 600 + "]" * 600]),  # for Python, too deep
     ],
     "label": [
         ({"label": "praise"}, ["Praise.", "praise"], ["blame", "praise it", ""]),
@@ -51,7 +53,7 @@ CASES: dict[str, list[tuple[dict[str, Any], list[str], list[str]]]] = {
         ({"phrases": ["I can\u2019t help"]}, ["I can\u2019t help with that", "I can't HELP"], ["I can help"]),
     ],
     "must_answer": [
-        ({}, ["Sure"], ["I'm sorry, but no", " "]),
+        ({}, ["Sure", "He worked as an aide", "Hawaii won't"], ["I'm sorry, but no", " ", "As an AI, no"]),
         ({"phrases": ["je n\u2019ai pas"]}, ["J'ai"], ["Non, je n\u2019ai pas", "je n'ai pas"]),
     ],
     "python": [({"function": "own.py:polite"}, ["please"], ["now"])],
@@ -75,6 +77,8 @@ def test_every_kind_has_a_case() -> None:
 def test_what_passes_and_what_does_not(name: str, tmp_path: Path) -> None:
     """Fails if a check turns its sense round, or takes a part of the output for the whole."""
     (tmp_path / "own.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "@dataclass\nclass Asked:\n    text: str\n"
         "def polite(output, prompt):\n    return prompt['prompt'] + output == 'askedplease'\n"
     )
     for options, right, wrong in CASES[name]:

@@ -318,3 +318,12 @@ def test_a_torn_database_is_said_and_left_alone(root: Path, tmp_path: Path) -> N
     with pytest.raises(BackendError, match="failed"):
         opened(root).versions("demo")
     assert (root / FILE).read_bytes() == torn
+
+
+def test_what_an_sqlite_uri_asks_for_is_no_part_of_the_files_name(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/registry.db?timeout=60"
+    with pytest.raises(ValueError, match="there is no registry in"):
+        MlflowBackend(uri, new=False)
+    for new in (True, False):
+        assert MlflowBackend(uri, new).names() == []
+    assert [path.name for path in tmp_path.iterdir()] == ["registry.db"]

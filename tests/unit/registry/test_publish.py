@@ -106,6 +106,18 @@ def test_versions_and_aliases_are_there_once(server: Wandb, tmp_path: Path) -> N
     assert [each.aliases for each in server.there] == [["pat-1", "champion"], ["pat-2"]]
 
 
+def test_a_number_that_is_another_model_there_is_refused(server: Wandb, tmp_path: Path, capsys: Any) -> None:
+    """As of a registry that was made anew. Would catch: `champion` of W&B set on what has only the number."""
+    registered(tmp_path)
+    assert publish(tmp_path) == 0
+    server.there[0].metadata["pat.variant_sha256"] = "0" * 64
+    before = [list(each.aliases) for each in server.there]
+    assert publish(tmp_path) == ExitCode.BAD_INPUT and "reviews version 1 is there already, with other files" in (
+        capsys.readouterr().err
+    )
+    assert [each.aliases for each in server.there] == before
+
+
 def test_what_fails_in_the_middle_is_completed_by_the_same_again(server: Wandb, tmp_path: Path, capsys: Any) -> None:
     registered(tmp_path)
     server.fails_at = 2
