@@ -102,13 +102,9 @@ class DataConfig(Section, frozen=True):
         None,
         "configuration (subset) of the data set on the hub",
         only_with=".source!=json|csv|parquet|text|generated",
-        inherited=True,
     )
     revision: str | None = key(
-        None,
-        "branch, tag or commit of the data set on the hub",
-        only_with=".source!=json|csv|parquet|text|generated",
-        inherited=True,
+        None, "branch, tag or commit of the data set on the hub", only_with=".source!=json|csv|parquet|text|generated"
     )
     train: str | list[str] = key(
         "train",

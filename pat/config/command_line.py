@@ -76,9 +76,14 @@ def drop_replaced_fields(pruners: dict[str, Any], given: Mapping[str, Any]) -> N
 
 
 def take_data_group(data: dict[str, Any], given: Mapping[str, Any]) -> None:
-    """`data=json` counts also where a recipe's body names a source, which Hydra composes after the group."""
-    if "data.source" not in given and given.get("data") in (*FILES, "generated", "mixture"):
+    """`data=json` counts also where a recipe's body names a source, which Hydra composes after the group. Another
+    source than the recipe's is not the one whose subset and revision it names."""
+    local = (*FILES, "generated")
+    if "data.source" not in given and given.get("data") in (*local, "mixture"):
         data["source"] = given["data"]
+    for key in ("subset", "revision") if data["source"] in local and {"data", "data.source"} & set(given) else ():
+        if f"data.{key}" not in given:
+            data[key] = None
 
 
 def check_replaced_files(data: Mapping[str, Any], given: Collection[str]) -> None:
