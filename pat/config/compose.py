@@ -180,11 +180,11 @@ def _own_folders(arguments: Sequence[str]) -> list[Path]:
 
 def _check_names(arguments: Sequence[str]) -> None:
     """ValueError for a file of --config-dir that Hydra would pass over, as pat has one of that name."""
-    for folder in _own_folders(arguments):
-        for path in sorted(folder.rglob("*.yaml")):
-            name = path.relative_to(folder)
-            if name.parts[0] != "cluster" and (conf_dir() / name).is_file():  # of clusters one's own comes first
-                raise ValueError(f"{path} has the name of a file of pat's own, which would be read: rename it")
+    ours = [path.relative_to(conf_dir()) for path in sorted(conf_dir().glob("*/*.yaml"))]
+    names = [name for name in ours if name.parts[0] != "cluster"]  # of clusters one's own comes first
+    for path in (folder / name for folder in _own_folders(arguments) for name in names):
+        if path.is_file():
+            raise ValueError(f"{path} has the name of a file of pat's own, which would be read: rename it")
 
 
 def _not_text(arguments: Sequence[str]) -> str:

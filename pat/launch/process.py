@@ -36,7 +36,7 @@ class Process:
         """The process that has this pid on this machine now, if it is more than a zombie."""
         try:
             # The command name, in parentheses, may hold anything; state is the first field after it.
-            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+            fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         except OSError:
             return None
         return None if fields[0] in "ZX" else Process(pid, int(fields[19]))

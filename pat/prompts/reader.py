@@ -102,7 +102,7 @@ def json_lines(
             if line.strip():
                 try:
                     content = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                    if b"\\u" in line:
+                    if b"\\ud" in line.lower():  # of a surrogate pair
                         json.dumps(content, ensure_ascii=False).encode()
                     yield number, content
                 except (ValueError, RecursionError) as error:
