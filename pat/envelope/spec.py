@@ -50,6 +50,10 @@ class Limit(Section, frozen=True):
         """The bounds that are given."""
         return {name: value for name in BOUNDS if (value := getattr(self, name)) is not None}
 
+    def relative(self) -> list[str]:
+        """The bounds that need a baseline."""
+        return [bound for bound in self.bounds() if bound not in ("min", "max")]
+
 
 class Slices(Limit, frozen=True):
     """What the figure of every slice may be: accuracy, the loss or the squared error; of a mix, what passed."""
@@ -94,12 +98,7 @@ class Envelope(Section, frozen=True):
     def relative(self) -> list[str]:
         """The limits that need a baseline, as accuracy.drop."""
         every = {**self.limits, **({} if self.slices is None else {SLICES: self.slices})}
-        return [
-            f"{name}.{bound}"
-            for name, limit in every.items()
-            for bound in limit.bounds()
-            if bound not in ("min", "max")
-        ]
+        return [f"{name}.{bound}" for name, limit in every.items() for bound in limit.relative()]
 
 
 def parse(value: Any) -> Envelope:

@@ -42,6 +42,7 @@ class Facts:
     tokenizer: str  # its digest
     size: Size
     sources: dict[str, Measured]  # of SAMPLES and MIX, those that were measured
+    step: int | None = None  # of the checkpoint; None: the folder does not say
 
 
 def needs_samples(envelope: Envelope, with_mix: bool) -> bool:
@@ -88,4 +89,5 @@ def ask(path: Path, asked: Asked, task: Task | None = None) -> Facts:
             answers = prompts.ask(asked.mix, one, asked.device, asked.batch_size)
             sources[MIX] = of_answers(asked.mix, answers)
         digest = tokenizer_digest(one.tokenizer)
-        return Facts(path, weights_sha256(one.folder), one.task, digest, size_of(one), sources)
+        step = one.said.get("lineage", {}).get("step")
+        return Facts(path, weights_sha256(one.folder), one.task, digest, size_of(one), sources, step)

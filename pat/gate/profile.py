@@ -32,8 +32,12 @@ class Profile:
         """Whether it names the weights of all its models; `pat profile` once did not, and other tools may not."""
         return all(row.get(WEIGHTS) for row in self.models.values())
 
+    def has(self, folder: Path) -> bool:
+        """Whether it is of the model in this folder, too."""
+        return folder.resolve() in self.models
+
     def check_weights(self, folder: Path, sha256: str) -> None:
-        """ValueError where other weights than these were measured in the folder."""
+        """ValueError where other weights than these were measured in the folder, of which it must have figures."""
         said = self._model(folder).get(WEIGHTS)
         if said and said != sha256:
             raise ValueError(
@@ -64,7 +68,7 @@ class Profile:
             )
 
     def _model(self, folder: Path) -> Mapping[str, Any]:
-        if folder.resolve() not in self.models:
+        if not self.has(folder):
             known = list(map(str, self.models))
             raise ValueError(
                 f"{self.path} has no figures of {folder}; it has {', '.join(known)}"

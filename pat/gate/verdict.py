@@ -26,8 +26,8 @@ class Verdict:
 
     passed: bool
     checks: list[Check]
-    variant: dict[str, str]  # folder, weights_sha256
-    baseline: dict[str, str] | None
+    variant: dict[str, Any]  # folder, weights_sha256, and step where the folder says it
+    baseline: dict[str, Any] | None
     envelope: dict[str, Any]
     data: list[str]  # what it was measured on
     confidence: float
@@ -58,7 +58,7 @@ class Gate:
             _check_same(variant, baseline)
             _check_tokens(self.envelope, variant, baseline)
         for facts in filter(None, (variant, baseline)):
-            if self.profile is not None:
+            if self.profile is not None and self.profile.has(facts.folder):
                 self.profile.check_weights(facts.folder, facts.weights_sha256)
         made: list[Check] = []
         for name, limit in self.envelope.limits.items():
@@ -90,7 +90,8 @@ class Gate:
             return _of_model(name, variant, baseline)
         if PROFILE in sources:
             assert self.profile is not None
-            against = None if baseline is None else baseline.folder
+            beside = baseline is not None and (limit.relative() or self.profile.has(baseline.folder))
+            against = baseline.folder if baseline is not None and beside else None
             return self.profile.evidence(name, variant.folder, against, self.confidence)
         source = next(each for each in sources if each in variant.sources)
         of_variant = _measure(name, variant.sources[source])
@@ -145,9 +146,10 @@ class Gate:
             )
 
 
-def said_of(facts: Facts) -> dict[str, str]:
+def said_of(facts: Facts) -> dict[str, Any]:
     """How the model is named in a verdict."""
-    return {"folder": str(facts.folder), "weights_sha256": facts.weights_sha256}
+    step = {} if facts.step is None else {"step": facts.step}
+    return {"folder": str(facts.folder), "weights_sha256": facts.weights_sha256, **step}
 
 
 def _of_model(name: str, variant: Facts, baseline: Facts | None) -> Evidence:

@@ -74,8 +74,10 @@ class Run:
         )
 
     def is_of(self, gate: Written) -> bool:
-        """Whether a gate's result is of this run, or of an export of it."""
-        return self.is_at(gate.folder)
+        """Whether a gate's result is of this run, or of an export of it, and of a step that it still ends or is best
+        at: it may have been trained further."""
+        step, now = number(gate.content, "variant.step"), [number(self.summary, key) for key in ("step", "best_step")]
+        return self.is_at(gate.folder) and (step is None or now[0] is None or step in now)
 
     def is_at(self, place: Path) -> bool:
         """Whether a folder that another command names is this run, or an export of it; where it is not on this

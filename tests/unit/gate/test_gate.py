@@ -196,6 +196,9 @@ def test_a_profile(folder: Path, tmp_path: Path) -> None:
     assert run(*options, *against) == 0 and run(*options, *against, "--confident") == 5
     own = [{"folder": str(folder / "pruned"), "latency_p95": 1.0, "intervals": {"latency_p95": [0.99, 1.01]}}]
     of_one = [*options, "envelope.latency_p95.max=1.02", "--confident"]
+    profile.write_text(json.dumps({"models": own}))  # the dense model's latency is not needed, its size is
+    beside = [*of_one, "--against", folder / "dense", "envelope.parameters.ratio=9"]
+    assert run(*beside) == 0 and run(*beside, "envelope.latency_p95.ratio=0.75") == 2
     for confidence, code in ((0.5, 2), (0.95, 0)):  # fails if an interval of another level lets a variant pass
         profile.write_text(json.dumps(content | {"confidence": confidence, "models": own}))
         assert run(*of_one) == code

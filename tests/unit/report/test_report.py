@@ -439,6 +439,10 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
         ENOUGH, "Not decided", "Not decided", ENOUGH,
     ]  # fmt: skip
     content = json.loads(gate.read_text())
+    ends = json.loads((run / "summary.json").read_text())["step"]
+    for step, judged in ((ends, ENOUGH), (ends - 10, "Not decided")):  # trained further since
+        gate.write_text(json.dumps({**content, "variant": content["variant"] | {"step": step}}))
+        assert word(run) == judged
     content["variant"]["weights_sha256"] = weights_sha256(export)
     gate.write_text(json.dumps(content))
     assert word(export) == ENOUGH
