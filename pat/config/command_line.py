@@ -46,7 +46,8 @@ def given_keys(overrides: Sequence[str]) -> dict[str, Any]:
 
 def drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
     """Hydra merges a mapping into the recipe's, but a user who writes a whole mapping wants nothing else in it, but
-    for what later keys add. ValueError for keys of a pruner that an earlier one took away."""
+    for what later keys add. ValueError for keys of a pruner that an earlier one took away, and for {} where it takes
+    nothing away."""
     for place, override in enumerate(overrides):
         later = [each.lstrip("+") for each in overrides[place + 1 :]]
         key, value = override.lstrip("+~").partition("=")[0], _mapping(override)
@@ -60,6 +61,8 @@ def drop_merged(content: dict[str, Any], overrides: Sequence[str]) -> None:
             for name in within:
                 inner = inner[name]
             inner[last] = _only(inner[last], [path for each in (override, *later) for path in _paths(key, each)])
+        elif value == {} and _at(content, key):
+            raise ValueError(f"{override} changes nothing, {key} keeps its values: leave it out, or name keys to set")
 
 
 def drop_replaced_fields(pruners: dict[str, Any], given: Mapping[str, Any]) -> None:
@@ -127,6 +130,14 @@ def _added_or_selected(argument: str) -> str:
         whole = argument.lstrip("+").startswith(tuple(f"{key}={{" for key in OPEN))
         return f"++{argument.lstrip('+')}" if whole or _NEW.match(argument) else argument
     return f"{match[2]}@{match[1]}={match[3].strip(QUOTES)}"
+
+
+def _at(content: Mapping[str, Any], key: str) -> Any:
+    """The value of a dotted key; None where there is none."""
+    found: Any = content
+    for name in key.split("."):
+        found = found.get(name) if isinstance(found, Mapping) else None
+    return found
 
 
 def _mapping(override: str) -> dict[Any, Any] | None:

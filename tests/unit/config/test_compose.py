@@ -622,6 +622,12 @@ def test_no_pruners_means_none():
     assert f"pruners={{}} takes all pruners away, so {lost} has none to set: leave one of them out" in said
 
 
+def test_an_empty_mapping_that_would_take_nothing_away_is_refused():
+    assert composed(PARITY, "+engine.deepspeed={}", "envelope={}")
+    for key in ("model", "pruners.weights.budget"):
+        assert f"{key}={{}} changes nothing, {key} keeps its values: leave it out" in refused(PARITY, f"{key}={{}}")
+
+
 def test_no_envelope_means_none_but_for_later_limits():
     def limits(*given: str) -> dict[str, dict[str, float]]:
         return {name: limit.bounds() for name, limit in composed(PARITY, *given).envelope.items()}
