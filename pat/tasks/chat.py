@@ -205,7 +205,9 @@ class _Documents(Encoder):
             return Marked(text, [(0 if wanted == "all" else len(prompt), len(text))])
         given = document.num_prompt
         self._allowed(("answers", "all") if given is None else ("completion", "answers", "all"), "messages")
-        self.template = self.template or ChatTemplate(self.tokenizer, self.task.template_options)
+        if self.template is None:
+            self.template = ChatTemplate(self.tokenizer, self.task.template_options)
+            self.template.check_options(self.task.template_options)
         if wanted == "all":
             text = self.template.text(document)
             return Marked(text, [(0, len(text))])

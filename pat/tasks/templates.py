@@ -29,6 +29,7 @@ from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from pat.common.text import did_you_mean
 from pat.tasks.formats import Conversation, Message
 
 MARK = "\ue123mark\ue123"  # private use: it occurs in no text
@@ -61,6 +62,16 @@ class ChatTemplate:
         self.options = {**tokenizer.special_tokens_map, **options}
         self.added = _added(tokenizer)
         self.dropped_system_prompts = self.dropped_tools = 0
+
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Raises ValueError for variables that the template does not have."""
+        sources: Any = self.tokenizer.chat_template
+        words = re.findall(r"\w+", sources if isinstance(sources, str) else " ".join(sources.values()))
+        if unknown := next((name for name in options if name not in words), None):
+            raise ValueError(
+                f"task.template_options has {unknown}, which is nowhere in the tokenizer's chat "
+                f"template{did_you_mean(unknown, words)}: leave it out, or set task.template_options={{}}."
+            )
 
     def mark(self, conversation: Conversation, first: int = 0) -> Marked:
         """The conversation as text, with the spans of the assistant's messages from message `first` on.

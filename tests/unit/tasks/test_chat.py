@@ -34,7 +34,7 @@ from pat.tasks.packing import best_fit
 from pat.training import start_summary
 from pat.training.distill import mean_kl
 from tests import models
-from tests.chat_templates import SMOL, tokenizer
+from tests.chat_templates import QWEN, SMOL, tokenizer
 from tests.unit.tasks.test_chat_templates import said
 
 TOKENIZER = tokenizer(SMOL)
@@ -249,7 +249,7 @@ def test_conversations_go_through_the_cache_and_its_key_holds_what_decides_them(
     assert first.info["built"] and first.info["train_rows_dropped"] == 0
     assert not prepared(tmp_path, conversations(), chat()).info["built"]
     assert prepared(tmp_path, conversations(), chat(packing="best_fit")).info["built"]
-    assert prepared(tmp_path, conversations(), chat(template_options={"x": 1})).info["built"]
+    assert prepared(tmp_path, conversations(), chat(template_options={"content": 1})).info["built"]
     assert prepared(tmp_path, conversations(), chat(), tokenizer(SMOL.replace("You help", "Be brief"))).info["built"]
 
 
@@ -264,6 +264,13 @@ def test_columns_of_no_format_and_rows_without_anything_to_learn_are_errors(tmp_
         prepared(tmp_path, unanswered, chat(empty_rows="drop"))
     with pytest.raises(ValueError, match="The column 'messages' is empty in row 31 of data.train"):
         prepared(tmp_path, [*conversations(), {"messages": None}], chat())
+
+
+def test_an_option_that_the_template_does_not_have_is_an_error(tmp_path: Path) -> None:
+    for given in ({"content": 1, "enable_thinkin": False}, {"enable_thinkin": False}):
+        with pytest.raises(ValueError, match="has enable_thinkin,.*; did you mean enable_thinking.*: leave it out"):
+            prepared(tmp_path, conversations(), chat(template_options=given), tokenizer(QWEN))
+    assert prepared(tmp_path, conversations(), chat(template_options={"enable_thinking": False}), tokenizer(QWEN))
 
 
 def test_the_config_of_a_run_builds_the_task() -> None:
