@@ -81,16 +81,19 @@ def load(paths: Sequence[str], cfg: DataConfig, target: Path) -> Dataset:
     columns, whole, numbers = _columns(paths, cfg), True, True
     schema = pa.schema([(name, pa.string()) for name in columns])
     label = columns.index(cfg.label_column) if cfg.label_column in columns else None
-    stream, count = records(paths, cfg), 0
+    stream, count, swallowed = records(paths, cfg), 0, Swallowed(cfg, label)
     with pa.OSFile(str(target), "wb") as file, pa.ipc.new_stream(file, schema) as writer:
-        while batch := [values for _, values in islice(stream, BATCH)]:
+        while placed := list(islice(stream, BATCH)):
+            batch = [values for _, values in placed]
             count += len(batch)
+            swallowed.look(placed)
             if label is not None:
                 whole = whole and all(_WHOLE.fullmatch(values[label]) for values in batch)
                 numbers = numbers and all(_NUMBER.fullmatch(values[label]) for values in batch)
             writer.write_batch(
                 pa.record_batch([pa.array(values) for values in zip(*batch, strict=True)], schema=schema)
             )
+    swallowed.refuse()
     if label is not None and numbers and count:
         target = _retyped(target, label, pa.int64() if whole else pa.float64())
     return Dataset.from_file(str(target))
@@ -126,7 +129,7 @@ def records(paths: Sequence[str], cfg: DataConfig) -> Iterator[tuple[Place, list
                     f"{where}: {found}, but the header has {len(header)} column{'s' * (len(header) != 1)}"
                     + (f".{otherwise}" if (otherwise := separated_otherwise(header, path, cfg)) else what_to_do)
                 )
-            if delimiter == "\t" and any(_swallows(values, at) for at in range(len(values))):
+            if delimiter == "\t" and next(_inside(values, delimiter), None):
                 raise ValueError(
                     f"{where}: between two quotation marks stand lines that are rows by themselves, as where these "
                     "marks are only text: set data.quote_char=null."
@@ -143,13 +146,47 @@ def separated_otherwise(header: Sequence[str], path: str, cfg: DataConfig) -> st
     return f" Its columns seem to be separated otherwise: set {key}." if key else ""
 
 
-def _swallows(values: Sequence[str], at: int) -> bool:
-    """Whether a value's lines, with what stands before and behind it, are rows of as many columns, between tabs."""
-    if "\n" not in values[at] or "\t" not in values[at]:
-        return False
-    tabs = [line.count("\t") for line in values[at].split("\n")]
-    tabs[0], tabs[-1] = tabs[0] + at, tabs[-1] + len(values) - 1 - at
-    return all(count == len(values) - 1 for count in tabs)
+def _inside(values: Sequence[str], delimiter: str) -> Iterator[list[list[str]]]:
+    """Rows that a value between quotation marks may have swallowed: its lines, with what stands before and behind it,
+    where all are rows of as many columns."""
+    for at, value in enumerate(values):
+        if "\n" in value and delimiter in value:
+            first, *others, last = (line.removesuffix("\r").split(delimiter) for line in value.split("\n"))
+            rows = [[*values[:at], *first], *others, [*last, *values[at + 1 :]]]
+            if all(len(row) == len(values) for row in rows) and any(last):
+                yield rows
+
+
+class Swallowed:
+    """Rows that a stray quotation mark has made one value of another.
+
+    Between tabs that is clear at once. Texts of several lines have commas, too, so there every such line must end as a
+    row does: in a label that other rows have.
+    """
+
+    def __init__(self, cfg: DataConfig, label: int | None) -> None:
+        self.cfg, self.label = cfg, label
+        self.labels: set[str] = set()
+        self.suspects: list[tuple[Place, set[str]]] = []
+
+    def look(self, placed: Sequence[tuple[Place, list[str]]]) -> None:
+        if self.label is None:
+            return
+        if len(self.labels) < BATCH:  # else they are numbers, not classes
+            self.labels.update(values[self.label] for _, values in placed)
+        for where, values in placed:
+            for rows in _inside(values, _delimiter(where.path, self.cfg)):
+                self.suspects.append((where, {row[self.label] for row in rows}))
+
+    def refuse(self) -> None:
+        """Raises ValueError."""
+        for where, labels in self.suspects:
+            if labels <= self.labels:
+                raise ValueError(
+                    f"{where}: between two quotation marks stand lines that are rows by themselves, with labels of "
+                    "other rows: take the marks away, or set data.quote_char=null where no value holds a delimiter. If "
+                    "this is one text, give the rows as JSON."
+                )
 
 
 def _columns(paths: Sequence[str], cfg: DataConfig) -> list[str]:

@@ -158,6 +158,19 @@ def test_quotation_marks_that_are_only_text_swallow_no_rows(tmp_path: Path) -> N
         assert read(tmp_path, f'text\tlabel\n"{quoted}"\t1\nplain\t0\n', delimiter="tab")["text"][0] == quoted
 
 
+def test_a_stray_quotation_mark_between_commas_swallows_no_rows(tmp_path: Path) -> None:
+    """Fails if rows become part of one text in silence; a text of several lines, with commas in them, is one."""
+    lines = ["text,label", "plain,pos", '"she began,neg', "and went on,pos", 'then stopped",neg', "so,pos"]
+    for end in ("\n", "\r\n"):
+        message = refused(tmp_path, end.join(lines) + end)
+        assert "rows.csv, line 3: between two quotation marks stand lines that are rows" in message
+        assert len(read(tmp_path, end.join(lines) + end, quote_char=None)["text"]) == 5
+    for quoted in ("Dear Sir,\nthank you", "one, two\nthree, pos\nfour", "one,neg\ntwo,pos\n"):
+        assert read(tmp_path, f'text,label\n"{quoted}",pos\nplain,neg\n')["text"][0] == quoted
+    assert read(tmp_path, 'label,text\npos,"one\nneg,two"\nneg,x\n', label_column="none")["text"][0] == "one\nneg,two"
+    assert "line 2: between" in refused(tmp_path, 'label,text\npos,"one\nneg,two"\nneg,x\n')
+
+
 @pytest.mark.parametrize("mark, key", [("\t", "data.delimiter=tab"), (";", """'data.delimiter=";"'""")])
 def test_another_delimiter_is_named(tmp_path: Path, mark: str, key: str) -> None:
     message = refused(tmp_path, f"text{mark}label\na{mark}1\nb{mark}0\n")

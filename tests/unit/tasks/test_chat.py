@@ -267,9 +267,9 @@ def test_columns_of_no_format_and_rows_without_anything_to_learn_are_errors(tmp_
 
 
 def test_an_option_that_the_template_does_not_have_is_an_error(tmp_path: Path) -> None:
-    for given in ({"content": 1, "enable_thinkin": False}, {"enable_thinkin": False}):
+    for options in ({"content": 1, "enable_thinkin": False}, {"enable_thinkin": False}):
         with pytest.raises(ValueError, match="has enable_thinkin,.*; did you mean enable_thinking.*: leave it out"):
-            prepared(tmp_path, conversations(), chat(template_options=given), tokenizer(QWEN))
+            prepared(tmp_path, conversations(), chat(template_options=options), tokenizer(QWEN))
     assert prepared(tmp_path, conversations(), chat(template_options={"enable_thinking": False}), tokenizer(QWEN))
 
 
