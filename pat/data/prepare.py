@@ -111,9 +111,11 @@ def _calibration(
         loaded = sources.load(cfg, CALIBRATION, seed, staging / "raw")
         columns = task.columns_in(cfg, loaded.column_names)
         rows = select_columns(loaded, columns, cfg, CALIBRATION, task.by_word)
+        splits = {CALIBRATION: rows}
         if names is not None:
             as_trained: list[Any] = list(range(len(names))) if names == [str(i) for i in range(len(names))] else names
-            rows = task.with_words({"train": Dataset.from_dict({"label": as_trained}), CALIBRATION: rows})[CALIBRATION]
+            splits["train"] = Dataset.from_dict({"label": as_trained})
+        rows = task.with_words(splits)[CALIBRATION]
         datasets.disable_progress_bars()  # what follows has its own bar
         place = partial(_place, cfg, CALIBRATION, np.arange(len(rows)))
         return {"counts": _encode(rows, CALIBRATION, CALIBRATION, staging, cfg, tokenizer, task, names, place)}

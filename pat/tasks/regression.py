@@ -9,9 +9,11 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
+from datasets import ClassLabel
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
+from pat.common.text import few
 from pat.tasks import sight
 from pat.tasks.base import Batch, Encoder, Task
 from pat.tasks.texts import KEYS, TextRows, collated, text_columns
@@ -46,6 +48,10 @@ class Regression(Task):
     def columns(self, cfg: DataConfig) -> dict[str, str]:
         """The text, perhaps its second part, and the label."""
         return text_columns(cfg)
+
+    def with_words(self, rows: dict[str, Dataset]) -> dict[str, Dataset]:
+        """A class column's values are the numbers that its classes are called, not their indices. Raises ValueError."""
+        return {split: _numbered(part, split) for split, part in rows.items()}
 
     def label_names(self, train: Dataset) -> None:
         """No classes."""
@@ -124,6 +130,23 @@ def ranks(values: Tensor) -> Tensor:
     _, which, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[which]
+
+
+def _numbered(rows: Dataset, split: str) -> Dataset:
+    feature = rows.features["label"]
+    if not isinstance(feature, ClassLabel):
+        return rows
+    for name in feature.names:
+        try:
+            _number(name)
+        except ValueError:
+            raise ValueError(
+                f"The labels of data.{split} are classes ({few(feature.names)}), which are no numbers: name another "
+                "data.label_column, or take task=classification."
+            ) from None
+    names = dict(enumerate(feature.names))
+    words = [names.get(index) for index in rows["label"]]  # -1: not labelled
+    return rows.remove_columns("label").add_column("label", words)  # pyright: ignore
 
 
 def _number(label: Any) -> float:

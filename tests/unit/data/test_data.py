@@ -274,6 +274,25 @@ def test_labels_of_evaluation_are_those_of_training_whatever_their_type(tmp_path
     assert len({each.calibration_key for each in (made, without, changed)}) == 3, "a run that goes on must notice"
 
 
+def test_a_regression_learns_the_numbers_that_classes_are_called(tmp_path: Path) -> None:
+    """Fails if the indices of a column of classes are learned in silence."""
+    task = base.build({"name": "regression"})
+
+    def prepared(names: list[str]) -> prepare.PreparedData:
+        texts = [f"t {i}" for i in range(8)]
+        rows = Dataset.from_dict({"text": texts, "label": [0, 1, 2, 2] * 2})
+        rows.cast_column("label", ClassLabel(names=names)).to_parquet(tmp_path / "rows.parquet")
+        file = str(tmp_path / "rows.parquet")
+        cfg = DataConfig(source="parquet", max_length=16, cache_dir=str(tmp_path / "cache"), train=file, eval=file)
+        return prepare.prepare(cfg.changed(calibration=file), TOKENIZER, task)
+
+    made = prepared(["5", "2.5", "-1"])
+    for samples in (made.train, made.eval, made.calibration):
+        assert samples is not None and samples["label"][:4] == [5.0, 2.5, -1.0, -1.0]
+    with pytest.raises(ValueError, match="labels of data.train are classes .'good', 'fair', 'bad'.*no numbers: name"):
+        prepared(["good", "fair", "bad"])
+
+
 # --- one sentence for what is wrong
 
 
