@@ -119,7 +119,7 @@ def _on_samples(config: Any, paths: list[Path], options: argparse.Namespace) -> 
     samples.check_files(config)
     with _both(paths, base.build(config.task), options) as (a, b, device):
         asked = on_samples.ask(config, a, b, device)
-    return _say(asked, paths, options)
+    return _say(asked, (a, b), options)
 
 
 def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
@@ -130,7 +130,7 @@ def _on_mix(paths: list[Path], options: argparse.Namespace) -> int:
     mix = as_trained(reader.read(reader.find(options.mix), options.allow_code), paths)
     with _both(paths, None, options) as (a, b, device):
         asked = on_prompts.ask(mix, a, b, device, options.batch_size)
-    return _say(asked, paths, options)
+    return _say(asked, (a, b), options)
 
 
 @contextlib.contextmanager
@@ -148,15 +148,16 @@ def _both(paths: list[Path], task: Any, options: argparse.Namespace) -> Iterator
             yield a, b, device
 
 
-def _say(asked: Any, paths: list[Path], options: argparse.Namespace) -> int:
+def _say(asked: Any, models: tuple[Any, Any], options: argparse.Namespace) -> int:
     from pat.compare import report, result
     from pat.report import decision
 
-    found = result.compare(asked, str(paths[0]), str(paths[1]), options.confidence, options.seed)
+    a, b = models
+    found = result.compare(asked, str(a.path), str(b.path), options.confidence, options.seed)
     said = decision.of_comparison(found.plain())
-    weights = {key: _models.weights(path, options) for key, path in zip("ab", paths, strict=True)}
+    weights = {"a": _models.weights(a.path, options), "b": _models.weights(b.path, options)}
     blocks = [*report.blocks(found, options.worst), f"{said.word}: {plain(said.sentence)}"]
-    _models.say(options, found.plain() | {"weights_sha256": weights}, blocks)
+    _models.say(options, found.plain() | {"weights_sha256": weights, "step": {"a": a.step, "b": b.step}}, blocks)
     return ExitCode.DONE
 
 

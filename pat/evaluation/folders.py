@@ -65,7 +65,7 @@ def evaluate_folder(
             sparsity=size.sparsity,
             bytes=size.bytes,
             tokens_per_s=tokens_per_s,
-            step=one.said.get("lineage", {}).get("step"),
+            step=one.step,
             data=rows.data,
             max_length=config.data.max_length,
             tokenizer=None if rows.task.per_sample else tokenizers.tokenizer_digest(one.tokenizer),

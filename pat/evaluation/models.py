@@ -30,6 +30,11 @@ class Loaded:
     model: Any
     tokenizer: Any
 
+    @property
+    def step(self) -> int | None:
+        """Of the checkpoint; None: the folder does not say."""
+        return self.said.get("lineage", {}).get("step")
+
 
 @contextlib.contextmanager
 def opened(path: Path, task: Task | None, dtype: torch.dtype, device: str) -> Iterator[Loaded]:

@@ -89,5 +89,4 @@ def ask(path: Path, asked: Asked, task: Task | None = None) -> Facts:
             answers = prompts.ask(asked.mix, one, asked.device, asked.batch_size)
             sources[MIX] = of_answers(asked.mix, answers)
         digest = tokenizer_digest(one.tokenizer)
-        step = one.said.get("lineage", {}).get("step")
-        return Facts(path, weights_sha256(one.folder), one.task, digest, size_of(one), sources, step)
+        return Facts(path, weights_sha256(one.folder), one.task, digest, size_of(one), sources, one.step)

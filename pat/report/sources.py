@@ -74,10 +74,8 @@ class Run:
         )
 
     def is_of(self, gate: Written) -> bool:
-        """Whether a gate's result is of this run, or of an export of it, and of a step that it still ends or is best
-        at: it may have been trained further."""
-        step, now = number(gate.content, "variant.step"), [number(self.summary, key) for key in ("step", "best_step")]
-        return self.is_at(gate.folder) and (step is None or now[0] is None or step in now)
+        """Whether a gate's result is of this run, or of an export of it."""
+        return self.is_at(gate.folder) and self._is_now(number(gate.content, "variant.step"))
 
     def is_at(self, place: Path) -> bool:
         """Whether a folder that another command names is this run, or an export of it; where it is not on this
@@ -89,7 +87,12 @@ class Run:
 
     def is_side(self, side: str, comparison: Written) -> bool:
         """Whether it is the a, or the b, of a comparison."""
-        return self.is_at(comparison.side(side))
+        return self.is_at(comparison.side(side)) and self._is_now(number(comparison.content, f"step.{side}"))
+
+    def _is_now(self, step: float | None) -> bool:
+        """Whether it still ends or is best at a step: it may have been trained further. True where that is not said."""
+        now = [number(self.summary, key) for key in ("step", "best_step")]
+        return step is None or now[0] is None or step in now
 
     @property
     def is_pruned(self) -> bool:

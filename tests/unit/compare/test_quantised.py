@@ -98,6 +98,7 @@ def test_pruned_beside_quantised(tmp_path: Path) -> None:
         assert said.pop("command")[:4] == ["pat", "compare", str(sparse), str(tmp_path / name)]
         assert said.pop("directory") == str(Path.cwd())
         assert said.pop("weights_sha256") == {"a": weights_sha256(sparse), "b": weights_sha256(tmp_path / name)}
+        assert said.pop("step") == {"a": None, "b": None}  # no runs or exports
         figures[name] = said | {"b": "one model in two forms"}
     assert figures["int8"] == figures["same"]
 

@@ -453,6 +453,10 @@ def test_a_gate_of_other_weights_decides_nothing(tmp_path: Path, monkeypatch: py
     assert "which this page is not about, so it decides nothing here" in markdown(both)
     compared = samples.comparison(tmp_path / "c.json")  # of runs/dense and pruned
     words = [build.page(reading.read([given, compared])).decision.word for given in (run, other)]
+    compared_then = json.loads(compared.read_text())
+    for step, found in ((ends, words[0]), (ends - 10, "Not decided")):
+        compared.write_text(json.dumps(compared_then | {"step": {"a": None, "b": step}}))
+        assert build.page(reading.read([run, compared])).decision.word == found
     assert words == ["Worse", "Not decided"]
     in_part = samples.comparison(tmp_path / "slice.json", only_slices=True)  # a model that passes may be worse there
     decision = build.page(reading.read([run, samples.gate(tmp_path / "g.json", True), in_part])).decision
